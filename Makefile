@@ -1,0 +1,74 @@
+# What a newcomer types; `make` alone lists it. Works with GNU make 3.81 (macOS) too.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH := torch==2.13.0
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+# commands that tests call, and the Debian packages that bring them
+TOOLS := espeak-ng shellcheck
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint check format lock tools clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## make .venv and install everything; TORCH_INDEX=URL takes torch from another index
+
+demo: setup ## run the main job on an embedded S3 and SQS: no AWS account needed
+	@$(BIN)/run-transcription demo
+
+test: setup $(if $(filter true,$(CI)),tools) ## run all tests; PYTEST_ARGS="-k audio" chooses
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup ## ruff, mypy --strict, import layers, shellcheck
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@command -v shellcheck >/dev/null || { echo "shellcheck is lacking: make tools" >&2; exit 1; }
+	@git ls-files --cached --others --exclude-standard | xargs grep -lE '^#!.*[/ ](ba)?sh$$' | xargs shellcheck
+
+check: lint test ## lint and test
+
+format: setup ## rewrite the code in its one format
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+lock: setup ## resolve the dependencies anew into requirements.lock, without torch and what it brings
+	@echo torch > torch.tmp; $(BIN)/uv --no-config pip compile --universal --python-version 3.11 --generate-hashes \
+		--upgrade --extra dev --no-header --no-annotate --quiet --excludes torch.tmp \
+		--no-emit-package run-transcription --output-file requirements.lock pyproject.toml; \
+	status=$$?; rm -f torch.tmp; exit $$status
+
+tools: ## install the system tools that tests call (Debian, Ubuntu)
+	@missing=; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] && exit 0; \
+	command -v apt-get >/dev/null || { echo "install$$missing with this system's package manager" >&2; exit 1; }; \
+	root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	$$root apt-get update -qq && $$root apt-get install -qq -y --no-install-recommends $$missing
+
+clean: ## remove .venv and everything that can be made again
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# $(call need,TEST,WHAT IT IS,DEBIAN PACKAGE): stop with one line where the test fails
+define need
+	@$(1) >/dev/null 2>&1 || { echo "make setup: $(2) is lacking; Debian and Ubuntu: apt-get install $(3)" >&2; exit 1; }
+endef
+
+# torch comes first and alone: its build depends on the machine, so no lock can hold its hash
+$(STAMP): pyproject.toml requirements.lock
+	$(call need,[ -n "$(PYTHON)" ],Python 3.11 or newer,python3.11)
+	$(call need,$(PYTHON) -c 'import ensurepip; import venv',Python's venv module,python3-venv)
+	$(call need,command -v git,git,git)
+	@echo "installing into $(VENV): some minutes the first time" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@$(PIP) install --no-deps --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,54 @@
+"""The program `run-transcription`: one group over all commands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+import click
+
+from run_transcription import __version__, options
+
+# name, where it is, and what it does: written here too, since the help must not import them all
+COMMANDS = (
+    ("transcribe", "run_transcription.fast_transcribe:transcribe", "Transcribe files, folders or s3:// addresses."),
+    ("worker", "run_transcription.worker:worker", "Transcribe what arrives in a queue or a folder."),
+    ("submit", "run_transcription.submit:submit", "Upload recordings to the bucket that a worker serves."),
+    ("demo", "run_transcription.demo.command:demo", "Run the main job on an embedded S3 and SQS."),
+    ("doctor", "run_transcription.doctor:doctor", "Say what is installed here, and how the model would be loaded."),
+    ("schema", "run_transcription.doctor:schema", "Print the JSON Schema of results."),
+)
+
+
+class Commands(click.Group):
+    """The rows of COMMANDS as a click group."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's own signature
+        """Return the names in the order of the rows."""
+        return [name for name, _, _ in COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the module of one command."""
+        where = {name: place for name, place, _ in COMMANDS}.get(cmd_name)
+        if where is None:
+            return None
+        module, _, attribute = where.partition(":")
+        return cast("click.Command", getattr(importlib.import_module(module), attribute))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands from the rows alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, purpose) for name, _, purpose in COMMANDS])
+
+
+@click.group("run-transcription", cls=Commands, context_settings=options.COMMAND_SETTINGS)
+@click.version_option(__version__)
+def main() -> None:
+    """Transcribe recordings with Whisper, from files or as a worker of an S3 bucket.
+
+    Every option has an environment variable: --model is TRANSCRIBE_MODEL, for every command the same.
+    """
+
+
+if __name__ == "__main__":
+    main(prog_name="run-transcription")

@@ -1,0 +1,91 @@
+"""What all calls to AWS share: clients made once, with time limits, and failures said in one line."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from run_transcription.errors import Rejected, TranscriptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sqs import SQSClient
+
+ABSENT = frozenset({"404", "NoSuchKey", "NoSuchVersion", "NoSuchBucket"})
+
+
+def s3() -> S3Client:
+    """Return this process's S3 client; threads may share it."""
+    client: S3Client = _client("s3", None)
+    return client
+
+
+def sqs(region: str | None = None) -> SQSClient:
+    """Return this process's SQS client for a region; threads may share it."""
+    client: SQSClient = _client("sqs", region)
+    return client
+
+
+def forget_clients() -> None:
+    """Make clients anew from here on: each keeps the endpoint and the credentials that it was made with."""
+    _client.cache_clear()
+
+
+@contextmanager
+def plainly(deed: str, *, reading: bool = False) -> Iterator[None]:
+    """Say in one line what AWS, the network or the file system refused.
+
+    Raises TranscriptionError; when reading a recording that is not there, Rejected("not_found").
+    """
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot {deed}: {error.strerror or error}"
+        if reading and isinstance(error, FileNotFoundError):
+            raise Rejected("not_found", message) from error
+        raise TranscriptionError(message) from error
+    except _errors() as error:
+        message = f"cannot {deed}: {error}"
+        if reading and _code(error) in ABSENT:
+            raise Rejected("not_found", message) from error
+        raise TranscriptionError(message) from error
+
+
+def status_of(error: Exception) -> int:
+    """Return the HTTP status that a botocore ClientError carries, 0 for an error without one."""
+    metadata = getattr(error, "response", {}).get("ResponseMetadata", {})
+    return int(metadata.get("HTTPStatusCode", 0))
+
+
+def _code(error: Exception) -> str:
+    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """Import botocore only once something was raised: local files never wait for it."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return (Boto3Error, BotoCoreError, ClientError)
+
+
+@functools.cache
+def _client(service: str, region: str | None) -> Any:
+    """Make a client that notices a dead connection within seconds, and tries again when throttled or after a 5xx.
+
+    boto3 honours AWS_ENDPOINT_URL by itself.
+    """
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=5,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": 5},
+        max_pool_connections=20,
+    )
+    with plainly(f"reach {service.upper()}"):
+        return boto3.Session().client(service, region_name=region, config=config)  # type: ignore[call-overload]

@@ -1,0 +1,91 @@
+"""Samples → transcript: cut into chunks, decode them in batches, put the segments back at recording time."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from run_transcription import audio, chunking, optimized_loader, options, quality, tokens
+from run_transcription.records import SAMPLE_RATE, Chunk, Decoding, Engine, ModelSpec, Row, Segment, Timing, Transcript
+
+if TYPE_CHECKING:
+    from run_transcription.records import Samples
+
+Progress = Callable[[float], None]
+
+
+def transcribe(
+    blocks: Iterable[Samples], engine: Engine, decoding: Decoding, progress: Progress | None = None
+) -> tuple[Transcript, Timing]:
+    """Transcribe a recording that arrives in blocks (each float32 [samples] at 16 kHz), holding one batch at a time.
+
+    `progress` is called after each batch with the seconds of the recording that are done. The timing leaves out what
+    only others know: decoding the file and storing the result. Raises Rejected where the model can't decode so.
+    """
+    engine.check(decoding)
+    began = time.perf_counter()
+    timing, duration = Timing(), 0.0
+    segments: list[Segment] = []
+    speech: list[Row] = []
+    for batch in _batches(chunking.chunks(blocks, decoding.chunk_length), decoding.batch_size):
+        decoded = engine.transcribe([window for _, window in batch], decoding)
+        timing += decoded.timing
+        for (chunk, _), row in zip(batch, decoded.rows, strict=True):
+            found = _segments(row, chunk, engine)
+            segments += found
+            speech += [row] if found else []
+        duration = batch[-1][0].end / SAMPLE_RATE
+        if progress is not None:
+            progress(duration)
+    language, probability = _language(speech, decoding)
+    transcript = Transcript(language, probability, decoding.task, duration, tuple(segments))
+    stages = Timing(features=timing.features, encode=timing.encode, generate=timing.generate)
+    return transcript, stages + Timing(wall=time.perf_counter() - began)
+
+
+def _batches(chunks: Iterable[tuple[Chunk, Samples]], size: int) -> Iterator[tuple[tuple[Chunk, Samples], ...]]:
+    """Take as many chunks at a time as one engine call decodes."""
+    remaining = iter(chunks)
+    while batch := tuple(itertools.islice(remaining, size)):
+        yield batch
+
+
+def _segments(row: Row, chunk: Chunk, engine: Engine) -> list[Segment]:
+    """Return what was said in one chunk: nothing where the row is not to be trusted."""
+    if quality.is_silence(row):
+        return []
+    ratio = quality.compression_ratio(engine.tokenizer.decode(row.tokens).strip())
+    return tokens.segments(row, chunk, engine.tokenizer, ratio)
+
+
+def _language(speech: Sequence[Row], decoding: Decoding) -> tuple[str | None, float]:
+    """Return the language that most of the speech is likely in, and its mean probability over all rows with speech."""
+    if not speech:
+        return decoding.language, 0.0
+    votes: defaultdict[str | None, float] = defaultdict(float)
+    for row in speech:
+        votes[row.language] += row.language_probability
+    winner = max(votes, key=lambda language: votes[language])
+    return winner, votes[winner] / len(speech)
+
+
+@options.command("direct-transcribe")
+@click.argument("recording", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@options.model_options
+@options.decoding_options
+def main(recording: Path, spec: ModelSpec, decoding: Decoding) -> None:
+    """Print the text of one RECORDING: decoding alone, without formats, folders or S3."""
+    handle = optimized_loader.load(spec)
+    with audio.open_recording(recording) as reader:
+        transcript, _ = transcribe(reader.blocks(), handle.engine, decoding)
+    click.echo(transcript.text.strip())
+
+
+if __name__ == "__main__":
+    main()

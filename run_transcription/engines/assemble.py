@@ -1,0 +1,107 @@
+"""Put weights that lie in memory into a Whisper model, without copying or initialising anything."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from run_transcription.engines.model_folder import weight_files
+from run_transcription.errors import TranscriptionError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+
+_NAMED = 3  # tensors named in a message
+
+
+def mapped_model(folder: Path, dtype: str, attention: str) -> WhisperForConditionalGeneration:
+    """Return a folder's model on the CPU with its safetensors mapped: pages are read when they are first used.
+
+    A tensor that is not stored in dtype becomes a copy. Raises Unavailable where the folder has no safetensors.
+    """
+    from safetensors.torch import load_file
+
+    files = weight_files(folder)
+    if not files:
+        raise Unavailable(f"{folder} has no weights in safetensors form")
+    wanted = getattr(torch, dtype)
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        tensors |= {name: tensor.to(wanted) for name, tensor in load_file(file).items()}
+    return assemble(folder, tensors, attention)
+
+
+def assemble(folder: Path, tensors: Mapping[str, torch.Tensor], attention: str) -> WhisperForConditionalGeneration:
+    """Return the model of a folder's config.json whose parameters are these very tensors, ready to generate.
+
+    It is made on the `meta` device, which takes no memory; then tensors are assigned and tied ones tied again.
+    Raises TranscriptionError where they don't fit the config.
+    """
+    from transformers import WhisperForConditionalGeneration
+
+    config = read_config(folder)
+    dtype = next(iter(tensors.values())).dtype
+    with torch.device("meta"):
+        model: WhisperForConditionalGeneration = WhisperForConditionalGeneration._from_config(  # noqa: SLF001
+            config, dtype=dtype, attn_implementation=attention
+        )
+    _assign(model, tensors, folder)
+    model.generation_config = read_generation_config(folder, config)
+    return model.eval()
+
+
+def _assign(model: WhisperForConditionalGeneration, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    try:
+        left = model.load_state_dict(dict(tensors), strict=False, assign=True)
+    except RuntimeError as error:  # shapes differ
+        raise TranscriptionError(
+            f"the weights in {folder} do not fit its config.json: {' '.join(str(error).split())}"
+        ) from error
+    model.tie_weights()
+    lacking = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if lacking or left.unexpected_keys:
+        wrong = [f"no {name}" for name in lacking] + [f"{name} too many" for name in left.unexpected_keys]
+        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise TranscriptionError(
+            f"the weights in {folder} do not fit its config.json: {', '.join(wrong[:_NAMED])}{more}"
+        )
+    model.requires_grad_(requires_grad=False)
+
+
+def read_config(folder: Path) -> WhisperConfig:
+    """Return a folder's config.json. Raises TranscriptionError where it is not a Whisper model's."""
+    from transformers import WhisperConfig
+
+    try:
+        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TranscriptionError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    if document.get("model_type") != "whisper":
+        raise TranscriptionError(f"{folder} is no Whisper model: config.json says {document.get('model_type')!r}")
+    return WhisperConfig.from_dict(document)
+
+
+def read_generation_config(folder: Path, config: WhisperConfig) -> GenerationConfig:
+    """Return a folder's generation_config.json; where there is none, what config.json says of generation."""
+    from transformers import GenerationConfig
+
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return GenerationConfig.from_model_config(config)
+    return generation_config(json.loads(path.read_text(encoding="utf-8")))
+
+
+def generation_config(document: Mapping[str, Any]) -> GenerationConfig:
+    """Return the generation config of its json.
+
+    One that was saved from a model's config bears a mark, at which transformers would make it anew from the config
+    and lose what only this file has, such as the languages: the mark is taken off.
+    """
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_dict({name: value for name, value in document.items() if name != "_from_model_config"})

@@ -1,0 +1,190 @@
+"""Find a model on this machine, or fetch it: `demo`, a folder, or a Hugging Face id → the folder with its files."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import logging
+import os
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from run_transcription import storage
+from run_transcription.errors import ModelNotLoaded
+from run_transcription.records import ModelFolder, ModelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DEMO = Path(__file__).parent.parent / "demo" / "model"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one file, or the index of several
+SMALL_FILES = (  # all but the weights; those that a checkpoint has
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "normalizer.json",
+    "vocab.json",
+    "merges.txt",
+)
+REACH_SECONDS = 2.0  # to find out whether there is a network
+_READ = 1 << 20  # bytes
+
+logger = logging.getLogger(__name__)
+
+
+def resolve(spec: ModelSpec) -> ModelFolder:
+    """Return the model's folder: from this machine if it is here, else from the network.
+
+    Raises ModelNotLoaded, within three seconds where there is neither the model nor a network.
+    """
+    return on_this_machine(spec) or download(spec)
+
+
+def on_this_machine(spec: ModelSpec) -> ModelFolder | None:
+    """Return the model's folder without a look at the network; None for a Hugging Face id that is not here yet.
+
+    Raises ModelNotLoaded for a folder in which something is missing.
+    """
+    if spec.model == "demo":
+        return _from_folder(DEMO, "demo")
+    path = Path(spec.model).expanduser()
+    if path.is_dir():
+        return _from_folder(path, path.resolve().name)
+    if path.is_absolute() or spec.model.startswith(("./", "../", "~")) or spec.model.count("/") > 1:
+        raise ModelNotLoaded(f"--model {spec.model}: no such folder")
+    return _cached(spec, home(spec) / "models") or _cached(spec, None)
+
+
+def home(spec: ModelSpec) -> Path:
+    """Return where models and states are kept."""
+    return spec.home or storage.home()
+
+
+def small_files(folder: Path) -> list[Path]:
+    """Return what a model's folder has beside the weights: config, tokenizer and the like."""
+    return [folder / name for name in SMALL_FILES if (folder / name).exists()]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model's folder in a fixed order; none where it has none."""
+    whole, index = (folder / name for name in WEIGHTS)
+    if whole.exists() or not index.exists():
+        return [whole] if whole.exists() else []
+    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return [folder / name for name in sorted(set(shards.values()))]
+
+
+def sha256(paths: Iterable[Path]) -> str:
+    """Return the sha256 of files read one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(_READ):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def download(spec: ModelSpec) -> ModelFolder:
+    """Fetch a Hugging Face model into its usual cache, with a progress bar on standard error."""
+    import huggingface_hub
+
+    if not _reachable():
+        raise ModelNotLoaded(
+            f"the model {spec.model} is not on this machine and huggingface.co can't be reached: "
+            "use --model demo, --model FOLDER, or a network for the first download"
+        )
+    logger.info("fetching %s from Hugging Face", spec.model)
+    patterns = [*SMALL_FILES, *WEIGHTS, "model-*.safetensors"]
+    try:
+        path = huggingface_hub.snapshot_download(spec.model, revision=spec.revision, allow_patterns=patterns)
+    except (OSError, ValueError, _network_error()) as error:
+        raise ModelNotLoaded(f"the model {spec.model} could not be fetched: {_first_line(error)}") from error
+    return _checked(ModelFolder(spec.model, Path(path), Path(path).name))
+
+
+def _from_folder(path: Path, name: str) -> ModelFolder:
+    """Take a folder for a model, its revision being a hash of all that matters in it."""
+    import xxhash
+
+    _checked(ModelFolder(name, path, ""))
+    digest = xxhash.xxh3_128()
+    for file in small_files(path) + weight_files(path):
+        digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as opened:
+            while block := opened.read(_READ):
+                digest.update(block)
+    return ModelFolder(name, path, f"xxh3-{digest.hexdigest()}")
+
+
+def _checked(folder: ModelFolder) -> ModelFolder:
+    """Raise ModelNotLoaded where a file is missing without which nothing loads."""
+    path = folder.path
+    missing = [] if (path / "config.json").is_file() else ["config.json"]
+    missing += [file.name for file in weight_files(path) or [path / WEIGHTS[0]] if not file.is_file()]
+    missing += [] if any((path / name).is_file() for name in ("tokenizer.json", "vocab.json")) else ["tokenizer.json"]
+    if missing:
+        raise ModelNotLoaded(f"{path} is not a Whisper model in safetensors form: it has no {', no '.join(missing)}")
+    return folder
+
+
+def _cached(spec: ModelSpec, cache: Path | None) -> ModelFolder | None:
+    """Look into a cache of Hugging Face's layout (None: the user's); a half-finished download doesn't count."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(
+            huggingface_hub.snapshot_download(
+                spec.model, revision=spec.revision, cache_dir=cache, local_files_only=True
+            )
+        )
+        return _checked(ModelFolder(spec.model, path, path.name))
+    except HFValidationError as error:
+        raise ModelNotLoaded(
+            f"--model {spec.model} is neither a folder here nor a Hugging Face id such as openai/whisper-tiny"
+        ) from error
+    except (LocalEntryNotFoundError, ModelNotLoaded):
+        return None
+
+
+def _reachable() -> bool:
+    """Tell within REACH_SECONDS whether Hugging Face answers; in a thread, as looking a name up knows no time limit."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE") == "1":
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(f"{constants.ENDPOINT}/robots.txt", timeout=REACH_SECONDS).close()  # noqa: S310
+        except urllib.error.HTTPError:
+            answered.set()  # it said no, but it is there
+        except (OSError, http.client.HTTPException):
+            return
+        answered.set()
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(REACH_SECONDS)
+    return answered.is_set()
+
+
+def _network_error() -> type[Exception]:
+    """Return the base of the errors of the HTTP library that huggingface_hub uses, whichever that is."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base: type[Exception] = HfHubHTTPError.__bases__[0]
+    return base
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

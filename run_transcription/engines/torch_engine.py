@@ -1,0 +1,190 @@
+"""The engine on PyTorch: one encoder pass and one `model.generate` call for each batch of windows."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+from run_transcription.engines.features import LogMel
+from run_transcription.errors import Rejected
+from run_transcription.records import SAMPLE_RATE, Batch, Decoding, ModelFacts, Row, Task, Timing, Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import WhisperForConditionalGeneration
+    from transformers.modeling_outputs import BaseModelOutput
+
+    from run_transcription.engines.vocabulary import Vocabulary
+    from run_transcription.records import Samples
+
+MULTILINGUAL_VOCABULARY = 51_865  # ids; openai/whisper tells English-only checkpoints by having fewer
+TEMPERATURE = 0.0
+
+# transformers warns of what its own Whisper code hands to its own `generate`, and of an attention mask that Whisper
+# doesn't use: neither can be avoided from here
+logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
+
+
+class SummedLogprob(LogitsProcessor):  # type: ignore[misc] # transformers is not typed
+    """Adds up the log-probabilities of the tokens that greedy decoding takes; standing last, it sees final scores.
+
+    `output_scores` would keep every step's scores until the end: tokens × vocabulary floats for each row.
+    """
+
+    def __init__(self, rows: int, end_of_text: int, limit: int, device: torch.device) -> None:
+        """Start at zero for each row; `limit` is the length at which generation stops."""
+        self.total = torch.zeros(rows, device=device)
+        self._alive = torch.ones(rows, dtype=torch.bool, device=device)
+        self._end_of_text = end_of_text
+        self._limit = limit
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Add this step's best token to rows that have not ended, end of text included; return scores as they are."""
+        if input_ids.shape[1] < self._limit:  # on a GPU, generate takes one step more and undoes it
+            best, token = scores.max(dim=-1)
+            self.total += torch.where(self._alive, best - scores.logsumexp(dim=-1), 0.0)
+            self._alive &= token != self._end_of_text
+        return scores
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What the first decoder step says of each row; `en` where the model knows only English."""
+
+    languages: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    no_speech: tuple[float, ...]
+
+
+class TorchEngine:
+    """Decodes windows with a transformers Whisper model; a `records.Engine`."""
+
+    def __init__(self, model: WhisperForConditionalGeneration, tokenizer: Vocabulary, facts: ModelFacts) -> None:
+        """Take a model that is on its device; its generation config is completed from the vocabulary."""
+        self.facts = facts
+        self.tokenizer: Tokenizer = tokenizer
+        self._vocabulary = tokenizer
+        self._model = model.eval()
+        settings = model.generation_config
+        self._multilingual = getattr(settings, "is_multilingual", model.config.vocab_size >= MULTILINGUAL_VOCABULARY)
+        _complete(settings, tokenizer, multilingual=self._multilingual)
+        self._tasks = getattr(settings, "task_to_id", {}) if self._multilingual else {}
+        self._languages = settings.lang_to_id if self._multilingual else {}
+        frames = model.config.max_source_positions * 2  # the encoder's second convolution has stride 2
+        self._features = LogMel(model.config.num_mel_bins, frames, model.device)
+
+    def check(self, decoding: Decoding) -> None:
+        """Raise Rejected, with code unsupported_option, where this model can't decode so."""
+        if decoding.task == "translate" and "translate" not in self._tasks:
+            raise Rejected(
+                "unsupported_option", f"{self.facts.id} can't translate: use --task transcribe, or a multilingual model"
+            )
+        code = _language_code(decoding.language)
+        if code is not None and code not in (known := self._codes()):
+            raise Rejected(
+                "unsupported_option",
+                f"{self.facts.id} knows no language {decoding.language!r}; it knows {', '.join(known)}",
+            )
+        window = self._features.samples / SAMPLE_RATE
+        if decoding.chunk_length > window:
+            raise Rejected(
+                "unsupported_option",
+                f"{self.facts.id} hears {window:g} s at a time: --chunk-length {decoding.chunk_length:g} is too long",
+            )
+
+    def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
+        """Decode windows (each float32 [samples], at most one encoder window long): a row for each, in order.
+
+        Raises Rejected for a language or a task that the model doesn't have.
+        """
+        self.check(decoding)
+        with torch.inference_mode():
+            marks = [self._now()]
+            features = self._features(windows).to(self._model.dtype)
+            marks.append(self._now())
+            encoded = self._model.model.encoder(features)
+            start = self._start(encoded, decoding)
+            marks.append(self._now())
+            rows = self._generate(encoded, start, decoding.task)
+            marks.append(self._now())
+        spent = [after - before for before, after in itertools.pairwise(marks)]
+        return Batch(rows, Timing(features=spent[0], encode=spent[1], generate=spent[2], wall=marks[-1] - marks[0]))
+
+    def _start(self, encoded: BaseModelOutput, decoding: Decoding) -> _Start:
+        """Take one decoder step on <|startoftranscript|>: it tells the languages and the probability of no speech."""
+        rows = len(encoded.last_hidden_state)
+        prompt = torch.full((rows, 1), self._vocabulary.start, device=self._model.device)
+        logits = self._model(encoder_outputs=encoded, decoder_input_ids=prompt, use_cache=False).logits[:, 0].float()
+        no_speech = tuple(logits.softmax(dim=-1)[:, self._vocabulary.no_speech].tolist())
+        given = _language_code(decoding.language) or (None if self._multilingual else "en")
+        if given is not None:
+            return _Start((given,) * rows, (1.0,) * rows, no_speech)
+        probability, index = logits[:, list(self._languages.values())].softmax(dim=-1).max(dim=-1)
+        codes = self._codes()
+        return _Start(tuple(codes[i] for i in index.tolist()), tuple(probability.tolist()), no_speech)
+
+    def _generate(self, encoded: BaseModelOutput, start: _Start, task: Task) -> tuple[Row, ...]:
+        """Decode greedily, once: transformers would seek to the last timestamp and decode the window again."""
+        limit = self._model.config.max_target_positions
+        scores = SummedLogprob(len(start.languages), self.tokenizer.end_of_text, limit, self._model.device)
+        languages = [f"<|{code}|>" for code in start.languages]
+        chosen: dict[str, object] = {"language": languages} if self._multilingual else {}
+        chosen |= {"task": task} if self._tasks else {}
+        ids = self._model.generate(
+            encoder_outputs=encoded,
+            **chosen,
+            num_beams=1,
+            do_sample=False,
+            temperature=TEMPERATURE,
+            return_timestamps=True,
+            force_unique_generate_call=True,
+            max_length=limit,
+            logits_processor=LogitsProcessorList([scores]),
+        )
+        prompt = 1 + len(chosen)
+        found = [_until(row[prompt:], self.tokenizer.end_of_text) for row in ids.tolist()]
+        said = zip(found, start.languages, start.probabilities, start.no_speech, scores.total.tolist(), strict=True)
+        return tuple(
+            Row(tokens, language, probability, no_speech, total / (len(tokens) + 1), TEMPERATURE)
+            for tokens, language, probability, no_speech, total in said
+        )
+
+    def _codes(self) -> list[str]:
+        return [name.strip("<|>") for name in self._languages] if self._multilingual else ["en"]
+
+    def _now(self) -> float:
+        """Return the time at which the device has done what it was told."""
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)
+        return time.perf_counter()
+
+
+def _complete(settings: object, tokenizer: Vocabulary, *, multilingual: bool) -> None:
+    """Add to a generation config what older checkpoints lack there: the vocabulary has it too."""
+    missing: dict[str, object] = {"is_multilingual": multilingual, "no_timestamps_token_id": tokenizer.no_timestamps}
+    if multilingual and not hasattr(settings, "lang_to_id"):
+        missing |= {"lang_to_id": tokenizer.languages(), "task_to_id": tokenizer.tasks()}
+    for name, value in missing.items():
+        if not hasattr(settings, name):
+            setattr(settings, name, value)
+
+
+def _language_code(name: str | None) -> str | None:
+    """Return `en` for `en`, `English` or `<|en|>`; a name that nobody knows comes back as it is."""
+    if name is None:
+        return None
+    plain = name.lower().strip("<|> ")
+    return str(TO_LANGUAGE_CODE.get(plain, plain))
+
+
+def _until(tokens: Sequence[int], end: int) -> tuple[int, ...]:
+    """Return the tokens before the first end of text: what follows it is padding."""
+    return tuple(tokens[: tokens.index(end)] if end in tokens else tokens)

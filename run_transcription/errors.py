@@ -1,0 +1,36 @@
+"""The errors that callers tell apart; each message is one line that names the thing and says what to do."""
+
+from typing import Literal, get_args
+
+ReasonCode = Literal[
+    "not_found",
+    "not_readable",
+    "empty_file",
+    "not_audio",
+    "no_audio",
+    "refused_playlist",
+    "too_long",
+    "unsupported_option",
+    "refused_key",
+]
+REASON_CODES: tuple[ReasonCode, ...] = get_args(ReasonCode)
+
+
+class TranscriptionError(Exception):
+    """Anything that this program says in one line instead of a traceback."""
+
+
+class Unavailable(TranscriptionError):
+    """A loading strategy does not apply here; the message is the reason, and the next strategy is tried."""
+
+
+class ModelNotLoaded(TranscriptionError):
+    """No strategy could load the model; the message names each one and its reason."""
+
+
+class Rejected(TranscriptionError):
+    """A recording that can never be transcribed: trying again would fail in the same way."""
+
+    def __init__(self, code: ReasonCode, message: str) -> None:
+        super().__init__(message)
+        self.code: ReasonCode = code

@@ -1,0 +1,213 @@
+"""One recording from start to end: fetch, decode, transcribe, write, store; and the command that does it to many."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from run_transcription import audio, direct_transcribe, display, optimized_loader, options, recordings, storage, writers
+from run_transcription.display import Progress
+from run_transcription.errors import Rejected, TranscriptionError
+from run_transcription.records import Decoding, Failure, Job, ModelHandle, ModelSpec, Result, StoredFile
+
+STANDARD_OUTPUT = "-"
+
+
+def process(
+    job: Job, handle: ModelHandle, decoding: Decoding, formats: Sequence[str], progress: Progress | None = None
+) -> Result:
+    """Transcribe one recording and store its result in each format, the json last: where it is, all is there.
+
+    A recording that can never be transcribed gives a result with status FAILED, stored at `job.failed` where that is
+    set. Raises TranscriptionError for what may go well another time, such as S3 that can't be reached.
+    """
+    began = time.perf_counter()
+    try:
+        with storage.local_copy(job.recording, job.version_id) as path:
+            result = transcribe_file(path, job, handle, decoding, progress)
+            return _store(result, path, formats, began)
+    except Rejected as rejection:
+        error = Failure(rejection.code, str(rejection))
+        failed = Result("FAILED", job, decoding, handle.engine.facts, handle.load, error=error)
+        if job.failed is not None:
+            storage.store(job.failed, _written(failed, "json", Path(job.recording)))
+        return failed
+
+
+def transcribe_file(
+    path: Path, job: Job, handle: ModelHandle, decoding: Decoding, progress: Progress | None = None
+) -> Result:
+    """Transcribe a local file, and store nothing. Raises Rejected where it holds no sound."""
+    began = time.perf_counter()
+    with audio.open_recording(path) as reader:
+
+        def report(seconds: float) -> None:
+            if progress is not None:
+                progress(seconds, reader.duration_hint)
+
+        transcript, timing = direct_transcribe.transcribe(reader.blocks(), handle.engine, decoding, report)
+        timing = replace(timing, decode=reader.seconds, wall=time.perf_counter() - began)
+        facts, load = handle.engine.facts, handle.load
+        return Result("COMPLETED", job, decoding, facts, load, transcript, reader.facts, timing)
+
+
+def _store(result: Result, path: Path, formats: Sequence[str], began: float) -> Result:
+    """Store the files of a result; the json comes last, since it names the others with their sha256."""
+    uploading = time.perf_counter()
+    for name in sorted(formats, key="json".__eq__):
+        now = time.perf_counter()
+        result = replace(result, timing=replace(result.timing, upload=now - uploading, wall=now - began))
+        stored = _store_one(result, name, path)
+        result = replace(result, files={**result.files, name: stored})
+    return result
+
+
+def _store_one(result: Result, name: str, path: Path) -> StoredFile:
+    """Keep a json that is there already if its address has the job's identity: the same work was finished before."""
+    address = result.job.results + writers.FORMATS[name].extension
+    return storage.store(
+        address, _written(result, name, path), if_absent=name == "json" and result.job.identity is not None
+    )
+
+
+def _written(result: Result, name: str, path: Path) -> bytes:
+    return writers.FORMATS[name].write(result, path)
+
+
+@options.command("transcribe")
+@click.argument("named", metavar="AUDIO...", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output-dir",
+    metavar="DIR|s3://BUCKET/PREFIX",
+    default=STANDARD_OUTPUT,
+    show_default="standard output",
+    help="Where results go: one file for each recording and format.",
+)
+@options.format_option(default=())
+@options.model_options
+@options.decoding_options
+def transcribe(
+    named: tuple[str, ...], output_dir: str, formats: tuple[str, ...], spec: ModelSpec, decoding: Decoding
+) -> None:
+    """Transcribe recordings: files, folders with all that is in them, or s3:// addresses.
+
+    Without -o the text is printed to standard output, and nothing else is: what is going on is said on standard error.
+
+    \b
+    Examples:
+      run-transcription transcribe talk.mp3
+      run-transcription transcribe talks/ -o texts -f srt -f json
+      run-transcription transcribe s3://bucket/talk.mp3 -o s3://bucket/texts --language de
+    """
+    printed = output_dir == STANDARD_OUTPUT
+    formats = formats or (("txt",) if printed else options.DEFAULT_FORMATS)
+    if printed and (len(formats) > 1 or formats == ("png",)):
+        raise click.UsageError(f"{' '.join(formats)} can't be printed: say with -o DIR where the files go.")
+    _require_writable(output_dir)
+    jobs = jobs_for(named, output_dir)
+    failures = _all_refused(jobs)
+    if not failures:
+        handle = optimized_loader.load(spec)
+        handle.engine.check(decoding)
+        deliver = _print if printed else process
+        failures = _transcribe_each(jobs, lambda job, progress: deliver(job, handle, decoding, formats, progress))
+    if failures:
+        for recording, reason in failures.items():
+            display.say(f"FAILED {options.one_line(f'{recording}: {reason}')}")
+        display.say(f"{len(failures)} of {len(jobs)} recordings failed")
+        sys.exit(1)
+
+
+def jobs_for(named: Sequence[str], output: str) -> list[Job]:
+    """Return a job for each recording meant by what was named; results go below `output`, or to standard output."""
+    found = recordings.find(named)
+    if output == STANDARD_OUTPUT:
+        return [Job(recording, STANDARD_OUTPUT) for recording in found]
+    names = recordings.names(found)
+    return [Job(recording, storage.join(output, name)) for recording, name in zip(found, names, strict=True)]
+
+
+def _transcribe_each(jobs: Sequence[Job], deliver: Callable[[Job, Progress], Result]) -> dict[str, str]:
+    """Transcribe all jobs, whatever becomes of one of them; return what failed, by recording, and why."""
+    failures = {}
+    for number, job in enumerate(jobs, start=1):
+        label = options.one_line(f"[{number}/{len(jobs)}] {job.recording}" if len(jobs) > 1 else job.recording)
+        try:
+            with display.progress(label) as progress:
+                result = deliver(job, progress)
+        except TranscriptionError as error:
+            failures[job.recording] = str(error)
+        else:
+            if result.error is None:
+                display.say(f"{label}: {_summary(result)}")
+            else:
+                failures[job.recording] = f"{result.error.code}: {result.error.message}"
+    return failures
+
+
+def _print(
+    job: Job, handle: ModelHandle, decoding: Decoding, formats: Sequence[str], progress: Progress | None = None
+) -> Result:
+    """Do as `process` does, with standard output in the place of a file."""
+    with storage.local_copy(job.recording) as path:
+        result = transcribe_file(path, job, handle, decoding, progress)
+        sys.stdout.buffer.write(_written(result, formats[0], path))
+        sys.stdout.buffer.flush()  # finished results are kept, whatever comes next
+        return result
+
+
+def _summary(result: Result) -> str:
+    """Say in one line what a finished recording gave and cost."""
+    assert result.transcript is not None  # noqa: S101 - COMPLETED has one
+    seconds, timing = result.transcript.duration, result.timing
+    stages = ", ".join(f"{name} {getattr(timing, name):.2f}" for name in ("decode", "features", "encode", "generate"))
+    where = ", ".join(options.one_line(file.address) for file in result.files.values())
+    line = f"{seconds:.1f} s in {timing.wall:.2f} s (RTFx {seconds / timing.wall:.1f}; {stages})"
+    return f"{line} → {where}" if where else line
+
+
+def _all_refused(jobs: Sequence[Job]) -> dict[str, str]:
+    """Return why each recording can't be transcribed, and nothing if one may: then the model is worth loading."""
+    refusals = {}
+    for job in jobs:
+        try:
+            _try_to_open(job.recording)
+        except TranscriptionError as error:
+            refusals[job.recording] = f"{error.code}: {error}" if isinstance(error, Rejected) else str(error)
+        else:
+            return {}
+    return refusals
+
+
+def _try_to_open(recording: str) -> None:
+    """Decode the first block of a local file; ask S3 only whether the object is there."""
+    if not storage.is_s3(recording):
+        with audio.open_recording(Path(recording)) as reader:
+            next(reader.blocks(), None)
+    elif not storage.exists(recording):
+        raise Rejected("not_found", "there is no such object")
+
+
+def _require_writable(output: str) -> None:
+    """Make the output folder and try it, so that nobody waits for a transcript that can't be kept."""
+    if output == STANDARD_OUTPUT or storage.is_s3(output):
+        return
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise TranscriptionError(
+            f"cannot write into {output}: {error.strerror}; choose another folder with -o"
+        ) from error
+
+
+if __name__ == "__main__":
+    transcribe()

@@ -1,0 +1,219 @@
+"""The command line that all commands share: options, their environment variables, and how errors are said.
+
+An option's environment variable is TRANSCRIBE_ and its name, the same for every command: `--batch-size` is
+TRANSCRIBE_BATCH_SIZE. A command gets records, not loose values:
+
+    @options.command("transcribe")
+    @options.model_options      # → spec: ModelSpec
+    @options.decoding_options   # → decoding: Decoding
+    @options.format_option()    # → formats: tuple[str, ...]
+    def transcribe(spec: ModelSpec, decoding: Decoding, formats: tuple[str, ...]) -> None: ...
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TextIO
+
+import click
+
+from run_transcription import storage, writers
+from run_transcription.errors import TranscriptionError
+from run_transcription.records import Decoding, ModelSpec
+
+DEFAULT_MODEL = "openai/whisper-large-v3-turbo"
+DEFAULT_FORMATS = ("json", "txt", "srt", "vtt")
+INTERRUPTED = 130  # the exit status that a shell gives to a program ended by Ctrl-C
+
+Function = Callable[..., Any]
+
+
+def _hyphens(name: str) -> str:
+    """Let --output_format, as openai/whisper spells it, mean --output-format."""
+    return name.replace("_", "-")
+
+
+COMMAND_SETTINGS: dict[str, Any] = {
+    "token_normalize_func": _hyphens,
+    "auto_envvar_prefix": "TRANSCRIBE",
+    "help_option_names": ["-h", "--help"],
+    "show_default": True,
+    "max_content_width": 100,
+}
+
+
+class Command(click.Command):
+    """A command whose known errors are one line and exit status 1, and whose Ctrl-C is exit status 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, and say what went wrong in one line."""
+        log_to_stderr()
+        try:
+            return super().invoke(ctx)
+        except TranscriptionError as error:
+            raise click.ClickException(one_line(str(error))) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted; finished results are kept", err=True)
+            end_at_once(INTERRUPTED)
+
+
+def command(name: str) -> Callable[[Function], Command]:
+    """Make a function a command of this program, with the settings that all of them share."""
+    return click.command(name, cls=Command, context_settings=COMMAND_SETTINGS)
+
+
+def model_options(function: Function) -> Function:
+    """Add the options that say which model runs, where and how; the function gets `spec`, a ModelSpec."""
+
+    @functools.wraps(function)
+    def with_spec(  # noqa: PLR0913 - one parameter for each option: this is where they become a record
+        *positional: Any,
+        model: str | None,
+        revision: str | None,
+        device: str,
+        dtype: str,
+        attention: str,
+        threads: int | None,
+        **others: Any,
+    ) -> Any:
+        _limit_threads(threads)
+        spec = ModelSpec(model or default_model(), revision, device, dtype, attention)
+        return function(*positional, spec=spec, **others)
+
+    return _with(with_spec, _MODEL_OPTIONS)
+
+
+def decoding_options(function: Function) -> Function:
+    """Add the options that say how to decode; the function gets `decoding`, a Decoding."""
+
+    @functools.wraps(function)
+    def with_decoding(
+        *positional: Any, language: str | None, task: str, batch_size: int, chunk_length: float, **others: Any
+    ) -> Any:
+        decoding = Decoding(language, "translate" if task == "translate" else "transcribe", chunk_length, batch_size)
+        return function(*positional, decoding=decoding, **others)
+
+    return _with(with_decoding, _DECODING_OPTIONS)
+
+
+def format_option(default: tuple[str, ...] = DEFAULT_FORMATS) -> Callable[[Function], Function]:
+    """Add -f/--output-format, given once for each format; the function gets `formats`, without repeats."""
+    return click.option(
+        "-f",
+        "--output-format",
+        "formats",
+        type=click.Choice((*writers.FORMATS, "all")),
+        multiple=True,
+        default=default,
+        show_default=" ".join(default or DEFAULT_FORMATS),
+        callback=_formats,
+        envvar="TRANSCRIBE_OUTPUT_FORMAT",
+        help="May be given several times; `all` is all but png.",
+    )
+
+
+def default_model() -> str:
+    """Return the model baked into the image, named in <home>/default_model, else DEFAULT_MODEL."""
+    try:
+        return (storage.home() / "default_model").read_text(encoding="utf-8").strip() or DEFAULT_MODEL
+    except OSError:
+        return DEFAULT_MODEL
+
+
+def end_at_once(status: int) -> NoReturn:
+    """End this process without taking the interpreter apart, which takes seconds once torch is in it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def one_line(text: str) -> str:
+    """Return text with line ends and other control characters escaped, since file names may hold them."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to whatever sys.stderr is at that moment: a progress bar exchanges it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def log_to_stderr() -> None:
+    """Send this program's log lines, from INFO on, to standard error; of its libraries only warnings."""
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", handlers=[_StandardError()])
+    logging.getLogger("run_transcription").setLevel(logging.INFO)
+
+
+def _formats(_context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    expanded = (name for given in names for name in (writers.ALL if given == "all" else (given,)))
+    return tuple(dict.fromkeys(expanded))
+
+
+def _limit_threads(threads: int | None) -> None:
+    """Say it by environment: torch and numpy read it when they are imported, which no command has done yet."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _chunk_length(_context: click.Context, _option: click.Parameter, seconds: float) -> float:
+    """Whisper sees 30 s at a time; click's own ranges would let NaN pass."""
+    if not 1.0 <= seconds <= 30.0:  # noqa: PLR2004
+        message = f"{seconds:g} is not a number of seconds from 1 to 30."
+        raise click.BadParameter(message)
+    return seconds
+
+
+def _with(function: Function, decorators: Sequence[Callable[[Function], Function]]) -> Function:
+    """Apply decorators so that their options stand in the help in the order written."""
+    return functools.reduce(lambda decorated, decorator: decorator(decorated), reversed(decorators), function)
+
+
+_MODEL_OPTIONS = (
+    click.option(
+        "--model",
+        help="Hugging Face id, local folder, or `demo`.",
+        show_default=f"the image's model, else {DEFAULT_MODEL}",
+    ),
+    click.option("--revision", help="Commit, tag or branch of a Hugging Face model."),
+    click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="Where the model runs."),
+    click.option(
+        "--dtype",
+        type=click.Choice(("auto", "float32", "float16", "bfloat16")),
+        default="auto",
+        help="auto: float16 on a GPU; on a CPU bfloat16 where it multiplies matrices natively, else float32.",
+    ),
+    click.option(
+        "--attention",
+        type=click.Choice(("sdpa", "flash_attention_2", "eager")),
+        default="sdpa",
+        help="Implementation of attention.",
+    ),
+    click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads of the CPU to use.", show_default="one for each core"
+    ),
+)
+
+_DECODING_OPTIONS = (
+    click.option("--language", help="Such as `en` or `english`.", show_default="detected"),
+    click.option(
+        "--task",
+        type=click.Choice(("transcribe", "translate")),
+        default="transcribe",
+        help="translate: into English.",
+    ),
+    click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Chunks decoded at the same time."),
+    click.option(
+        "--chunk-length",
+        type=float,
+        default=30.0,
+        callback=_chunk_length,
+        help="Longest chunk in seconds, at most 30.",
+    ),
+)

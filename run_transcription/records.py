@@ -1,0 +1,285 @@
+"""The nouns: what the stages hand to one another. Times are seconds, samples are mono float32 at 16 kHz."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Samples = npt.NDArray[np.float32]
+
+SAMPLE_RATE = 16_000
+SCHEMA_VERSION = "1.0"
+
+Task = Literal["transcribe", "translate"]
+Status = Literal["QUEUED", "IN_PROGRESS", "COMPLETED", "FAILED"]
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word in recording time, with the probability that the model gave it."""
+
+    word: str
+    start: float
+    end: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One cue of a transcript in recording time; the fields are openai/whisper's."""
+
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    seek: int  # where its chunk begins, in frames of 10 ms
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    language: str | None
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """At most 30 s of a recording: first sample, and the sample after the last."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What an engine returns for one chunk: token ids without prompt and without end of text."""
+
+    tokens: tuple[int, ...]
+    language: str | None
+    language_probability: float
+    no_speech_prob: float
+    avg_logprob: float
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds spent by stage; `wall` is start to end, so overlapping stages may add up to more."""
+
+    decode: float = 0.0
+    features: float = 0.0
+    encode: float = 0.0
+    generate: float = 0.0
+    upload: float = 0.0
+    wall: float = 0.0
+
+    def __add__(self, other: Timing) -> Timing:
+        """Add stage by stage."""
+        return Timing(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One engine call: a row for each chunk, in order, and the seconds it took by stage."""
+
+    rows: tuple[Row, ...]
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How to decode: everything here is part of a result's identity."""
+
+    language: str | None = None  # None: detected
+    task: Task = "transcribe"
+    chunk_length: float = 30.0  # seconds
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model, and where and how it shall run; `auto` is resolved by the loader."""
+
+    model: str  # Hugging Face id, local folder, or "demo"
+    revision: str | None = None
+    device: str = "auto"  # auto | cpu | cuda
+    dtype: str = "auto"  # auto | float32 | float16 | bfloat16
+    attention: str = "sdpa"  # sdpa | flash_attention_2 | eager
+    home: Path | None = None  # None: TRANSCRIBE_HOME, as storage.home() finds it
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model on this machine: the folder with its files, and the revision of what is in them."""
+
+    id: str
+    path: Path
+    revision: str  # commit, or a hash of the content for a folder
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What the state of a model was made from: a state fits where every field is the wanted one."""
+
+    format_version: str
+    model_id: str
+    revision: str
+    content_sha256: str  # of the weights' files as they were before the cast to dtype
+    config_sha256: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What was loaded, with every `auto` resolved."""
+
+    id: str
+    revision: str  # commit, or a hash of the content for a folder
+    device: str
+    dtype: str
+    attention: str
+    engine: str = "torch"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A strategy that did not load the model, and why."""
+
+    strategy: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """Which strategy loaded the model, in how many seconds, and which were passed over."""
+
+    strategy: str
+    seconds: float
+    skipped: tuple[Skipped, ...] = ()
+
+
+class Engine(Protocol):
+    """Decodes batches of chunks; knows tensors, so that nobody else has to."""
+
+    facts: ModelFacts
+    tokenizer: Tokenizer
+
+    def check(self, decoding: Decoding) -> None:
+        """Raise Rejected, with code unsupported_option, where this model can't decode so."""
+
+    def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
+        """Decode windows (each float32 [samples], at most 30 s) and return a row for each, in order."""
+
+
+class Tokenizer(Protocol):
+    """The few facts of a Whisper vocabulary that text needs."""
+
+    timestamp_begin: int  # id of <|0.00|>; each id above is 0.02 s later
+    end_of_text: int  # ids below are text
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of ids, special tokens and timestamps left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHandle:
+    """A loaded model, ready to transcribe."""
+
+    engine: Engine
+    load: LoadReport
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFacts:
+    """What decoding a recording found; complete once its last block was read."""
+
+    duration: float
+    container: str
+    codec: str
+    sample_rate: int
+    channels: int
+    size: int  # bytes of the file
+    gaps: float = 0.0  # seconds of silence put where the stream had none
+    replaced_samples: int = 0  # NaN and infinite samples set to zero
+    mix: str = "average"  # or "channel N": the mix had cancelled out
+    warnings: tuple[str, ...] = ()  # damage that was passed over, such as a truncated end
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The text of one recording."""
+
+    language: str | None
+    language_probability: float
+    task: Task
+    duration: float
+    segments: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        """All segments' text, joined as openai/whisper joins it."""
+        return "".join(segment.text for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One recording to transcribe, and where its result goes. Addresses are paths or s3://bucket/key."""
+
+    recording: str
+    results: str  # address without extension: ".json", ".srt", … are added
+    failed: str | None = None  # address of the FAILED result; None: raised instead
+    version_id: str | None = None
+    identity: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A recording that has arrived, before it is a job: where it lies, and which of its contents is meant."""
+
+    root: str  # s3://bucket, or a folder
+    key: str  # its name below root
+    version: str  # version id or eTag; size and modification time of a local file
+    version_id: str | None = None  # set in a bucket that keeps versions
+
+    @property
+    def address(self) -> str:
+        """The path or the s3:// address of the recording."""
+        return f"{self.root}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a result: where it lies, and what is in it."""
+
+    address: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a recording has no transcript: a code from errors.REASON_CODES, and one line."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the json of a recording says: the transcript and how it came about."""
+
+    status: Status
+    job: Job
+    options: Decoding
+    model: ModelFacts
+    load: LoadReport
+    transcript: Transcript | None = None  # None: FAILED
+    audio: AudioFacts | None = None  # None: the recording could not be opened
+    timing: Timing = Timing()
+    files: dict[str, StoredFile] = field(default_factory=dict)  # by format
+    error: Failure | None = None

@@ -1,0 +1,190 @@
+"""Where recordings lie and results go: a path, or an address such as s3://bucket/key."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import secrets
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from run_transcription import aws
+from run_transcription.errors import Rejected, TranscriptionError
+from run_transcription.records import StoredFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SCHEME = "s3://"
+IMAGE_HOME = Path("/opt/transcribe")
+CONFLICT_PAUSES = (0.1, 0.5, 2.0)  # seconds between tries while another writer holds the same key
+
+CONFLICT, PRECONDITION_FAILED = 409, 412
+
+log = logging.getLogger(__name__)
+
+
+def is_s3(address: str) -> bool:
+    """Tell whether an address is on S3."""
+    return address.startswith(SCHEME)
+
+
+def join(address: str, *names: str) -> str:
+    """Return the address of something below another one; names are taken as they are."""
+    return "/".join((address.rstrip("/"), *names))
+
+
+def split(address: str) -> tuple[str, str]:
+    """Return bucket and key of an S3 address; the key is everything after the bucket, never decoded."""
+    bucket, _, key = address.removeprefix(SCHEME).partition("/")
+    if not bucket:
+        message = f"{address!r} names no bucket: write s3://bucket/key"
+        raise TranscriptionError(message)
+    return bucket, key
+
+
+def home() -> Path:
+    """Return the folder of models, GPU state and caches: TRANSCRIBE_HOME, the image's, or the user's cache folder."""
+    if chosen := os.environ.get("TRANSCRIBE_HOME"):
+        return Path(chosen)
+    if IMAGE_HOME.is_dir():
+        return IMAGE_HOME
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transcribe"
+
+
+@contextmanager
+def local_copy(address: str, version_id: str | None = None) -> Iterator[Path]:
+    """Lend a recording as a local path: the path itself, or a private temporary file that is removed afterwards.
+
+    Raises Rejected("not_found") for an object that is not there, TranscriptionError when S3 can't be read now.
+    """
+    if not is_s3(address):
+        yield Path(address)
+        return
+    bucket, key = split(address)
+    version = {"VersionId": version_id} if version_id else {}
+    with tempfile.TemporaryDirectory(prefix="transcribe-") as folder:
+        path = Path(folder, "recording" + _plain_suffix(key))
+        with aws.plainly(f"read {address}", reading=True):
+            aws.s3().download_file(bucket, key, str(path), ExtraArgs=version)
+        yield path
+
+
+def store(address: str, data: bytes, *, if_absent: bool = False) -> StoredFile:
+    """Write a file in one step: readers see all of it or nothing; missing folders are made.
+
+    With `if_absent` a file that is there already stays as it is: somebody has finished the same work, or our own
+    first try succeeded and its answer was lost.
+    """
+    put = _put_object if is_s3(address) else _put_file
+    with aws.plainly(f"write {address}"):
+        if not put(address, data, if_absent=if_absent):
+            log.info("%s was there already and is kept", address)
+    return StoredFile(address, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def exists(address: str) -> bool:
+    """Tell whether there is a file or an object at an address."""
+    return version(address) is not None
+
+
+def version(address: str) -> str | None:
+    """Return what tells two contents of one address apart, or None where nothing is.
+
+    On S3 the version id, or the eTag in a bucket without versions; elsewhere size and modification time.
+    """
+    if not is_s3(address):
+        return _file_version(address)
+    bucket, key = split(address)
+    try:
+        with aws.plainly(f"look for {address}", reading=True):
+            head = aws.s3().head_object(Bucket=bucket, Key=key)
+    except Rejected:
+        return None
+    version_id = head.get("VersionId", "null")
+    return head["ETag"].strip('"') if version_id == "null" else version_id
+
+
+def read(address: str) -> bytes:
+    """Return the content of a small file."""
+    with aws.plainly(f"read {address}", reading=True):
+        if not is_s3(address):
+            return Path(address).read_bytes()
+        bucket, key = split(address)
+        return aws.s3().get_object(Bucket=bucket, Key=key)["Body"].read()
+
+
+def upload(path: Path, address: str, progress: Callable[[int], None] | None = None) -> None:
+    """Copy a local file to S3, in parts where it is large; `progress` gets the bytes of each step."""
+    bucket, key = split(address)
+    with aws.plainly(f"upload {path} to {address}"):
+        aws.s3().upload_file(str(path), bucket, key, Callback=progress)
+
+
+def listing(address: str) -> Iterator[str]:
+    """Yield the addresses of all objects whose key begins with the one given; folder markers are left out."""
+    bucket, prefix = split(address)
+    with aws.plainly(f"list {address}"):
+        for page in aws.s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for found in page.get("Contents", ()):
+                if not found["Key"].endswith("/"):
+                    yield f"{SCHEME}{bucket}/{found['Key']}"
+
+
+def _put_file(address: str, data: bytes, *, if_absent: bool) -> bool:
+    """Return False where a file was already there and had to stay."""
+    path = Path(address)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".transcribe-{secrets.token_hex(8)}.part")
+    try:
+        part.write_bytes(data)
+        if if_absent:
+            os.link(part, path)  # unlike a rename, this fails where something is there already
+        else:
+            part.replace(path)
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _put_object(address: str, data: bytes, *, if_absent: bool) -> bool:
+    """Return False where an object was already there and had to stay; a conflict means: try again."""
+    from botocore.exceptions import ClientError
+
+    bucket, key = split(address)
+    for pause in (*CONFLICT_PAUSES, None):
+        try:
+            if if_absent:
+                aws.s3().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            else:
+                aws.s3().put_object(Bucket=bucket, Key=key, Body=data)
+        except ClientError as error:
+            if if_absent and aws.status_of(error) == PRECONDITION_FAILED:
+                return False
+            if aws.status_of(error) != CONFLICT or pause is None:
+                raise
+            time.sleep(pause)
+        else:
+            break
+    return True
+
+
+def _file_version(address: str) -> str | None:
+    try:
+        facts = Path(address).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return f"{facts.st_size}-{facts.st_mtime_ns}"
+
+
+def _plain_suffix(key: str) -> str:
+    """Keep what helps to guess a container, and nothing that a key could smuggle into a path."""
+    found = re.search(r"\.[A-Za-z0-9]{1,8}\Z", key)
+    return found.group() if found else ""

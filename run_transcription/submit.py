@@ -1,0 +1,165 @@
+"""Hand recordings to a worker: upload them to its bucket, and wait for the results if asked to."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from run_transcription import display, names, options, recordings, storage
+from run_transcription.errors import TranscriptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+LOOK_SECONDS = 0.5  # between two looks for a result
+RESULT = re.compile(r"[0-9a-f]{16}/transcript\.json")  # a listing of results/a/ has those of results/a/b/ too
+FAILURE = re.compile(r"[0-9a-f]{16}\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A local recording, and the key that it gets."""
+
+    path: Path
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An uploaded recording, and the results that older uploads of its key had: they are not its own."""
+
+    key: str
+    older: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The json that a worker wrote about a recording."""
+
+    key: str
+    address: str
+    error: str | None = None  # None: transcribed
+
+
+@options.command("submit")
+@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--bucket", required=True, help="Bucket whose events a worker gets.")
+@click.option("--prefix", default=names.UPLOADS, help="What each key begins with.")
+@click.option("--wait", is_flag=True, help="End when all results are there; exit status 1 if a recording failed.")
+@click.option("-o", "--output-dir", "output", metavar="s3://BUCKET/PREFIX", help="Where --wait looks: the worker's -o.")
+def submit(audio: tuple[Path, ...], bucket: str, prefix: str, output: str | None, *, wait: bool) -> None:
+    r"""Upload recordings, or folders of them, to the bucket that a worker serves, and print their keys.
+
+    \b
+    run-transcription submit talk.mp3 --bucket my-bucket --wait
+    """
+    root = f"{storage.SCHEME}{bucket}"
+    output = (output or root).rstrip("/")
+    parcels = pack(audio, prefix)
+    sent = [_send_and_print(parcel, root, output) for parcel in parcels]
+    if wait:
+        failed = [outcome for outcome in wait_for(sent, output) if not _said_well(outcome)]
+        if failed:
+            raise TranscriptionError(f"{len(failed)} of {len(sent)} recordings could not be transcribed")
+
+
+def pack(audio: Iterable[Path], prefix: str) -> list[Parcel]:
+    """Return what to upload: files by their name, and what lies in a folder by its path in there.
+
+    Raises TranscriptionError, before anything is uploaded, for what isn't there and for two of the same key.
+    """
+    parcels: dict[str, Parcel] = {}
+    for path, name in _named(audio):
+        key = prefix + name
+        if (other := parcels.get(key)) is not None:
+            raise TranscriptionError(f"{path} and {other.path} would both be {key}: submit one with another --prefix")
+        parcels[key] = Parcel(path, key)
+    return list(parcels.values())
+
+
+def send(parcel: Parcel, root: str, output: str, progress: Callable[[int], None]) -> Sent:
+    """Upload one recording; `progress` gets the bytes of each step."""
+    address = f"{root}/{parcel.key}"
+    before, older = storage.version(address), frozenset(_results(parcel.key, output))
+    storage.upload(parcel.path, address, progress)
+    # the same content in a bucket without versions is the same job: it gets no second result
+    unchanged = before is not None and before == storage.version(address)
+    return Sent(parcel.key, frozenset() if unchanged else older)
+
+
+def wait_for(sent: Iterable[Sent], output: str) -> Iterator[Outcome]:
+    """Yield what became of each recording, as soon as it is known."""
+    open_ones = list(sent)
+    while open_ones:
+        still_open = []
+        for one in open_ones:
+            found = [address for address in _results(one.key, output) if address not in one.older]
+            if found:
+                yield _outcome(one.key, found[0])
+            else:
+                still_open.append(one)
+        open_ones = still_open
+        if open_ones:
+            time.sleep(LOOK_SECONDS)
+
+
+def _results(key: str, output: str) -> Iterator[str]:
+    """Yield the addresses of the documents about a key: a result's is written last, so all of it is there."""
+    for folder, name in ((names.results_of(output, key), RESULT), (names.failed_of(output, key), FAILURE)):
+        yield from (found for found in storage.listing(folder) if name.fullmatch(found.removeprefix(folder)))
+
+
+def _outcome(key: str, address: str) -> Outcome:
+    document = json.loads(storage.read(address))
+    error = document.get("error")
+    return Outcome(key, address, f"{error['code']}: {error['message']}" if error else None)
+
+
+def _said_well(outcome: Outcome) -> bool:
+    """Say what became of a recording, and tell whether it is transcribed."""
+    what = f"failed: {outcome.error}" if outcome.error else "done"
+    display.say(options.one_line(f"{outcome.key} {what} → {outcome.address}"))
+    return outcome.error is None
+
+
+def _named(audio: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    for path in audio:
+        if path.is_dir():
+            for found in recordings.find([str(path)]):
+                yield Path(found), Path(found).relative_to(path).as_posix()
+        elif path.is_file():
+            yield path, path.name
+        else:
+            raise TranscriptionError(f"there is no file {path}")
+
+
+def _send_and_print(parcel: Parcel, root: str, output: str) -> Sent:
+    with _progress(parcel) as advance:
+        sent = send(parcel, root, output, advance)
+    click.echo(parcel.key)
+    return sent
+
+
+@contextmanager
+def _progress(parcel: Parcel) -> Iterator[Callable[[int], None]]:
+    """Show how much is uploaded: a bar on a terminal, one line elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _sent: None
+        display.say(options.one_line(f"uploaded {parcel.path}"))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bars:
+        task = bars.add_task(escape(options.one_line(str(parcel.path))), total=parcel.path.stat().st_size)
+        yield lambda sent: bars.advance(task, sent)

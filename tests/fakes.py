@@ -1,0 +1,76 @@
+"""What stands in for the world where the real thing can't be had on demand."""
+
+from __future__ import annotations
+
+import math
+import struct
+import threading
+import wave
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from run_transcription import aws
+from run_transcription.errors import TranscriptionError
+from run_transcription.records import Upload
+
+
+def tone(path: Path, seconds: float) -> Path:
+    """Write a wav file of 16 kHz with a tone in it."""
+    samples = (int(9000 * math.sin(i / 6)) for i in range(int(seconds * 16000)))
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(b"".join(struct.pack("<h", sample) for sample in samples))
+    return path
+
+
+def counts(queue_url: str) -> tuple[int, int]:
+    """Return how many messages of a queue are visible, and how many are hidden."""
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    facts = aws.sqs().get_queue_attributes(QueueUrl=queue_url, AttributeNames=names)["Attributes"]
+    return int(facts[names[0]]), int(facts[names[1]])
+
+
+@contextmanager
+def soon(deed, seconds: float):
+    """Do something in another thread while the block runs."""
+    timer = threading.Timer(seconds, deed)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+@dataclass
+class BrokenSource:
+    """A source that can't be read, as a queue whose network is gone."""
+
+    def receive(self):
+        raise TranscriptionError("no route to the queue")
+
+
+@dataclass
+class EndlessSource:
+    """A source that never runs out; it counts what becomes of its deliveries."""
+
+    uploads: tuple[Upload, ...] = (Upload("s3://bucket", "uploads/a.wav", "1"),)
+    received: int = 0
+    fates: list[str] = field(default_factory=list)
+
+    def receive(self):
+        self.received += 1
+        return self
+
+    @contextmanager
+    def held(self):
+        yield
+
+    def finish(self):
+        self.fates.append("finished")
+
+    def release(self):
+        self.fates.append("released")

@@ -1,0 +1,213 @@
+"""Tests of run_transcription.direct_transcribe: chunks, batches and recording time."""
+
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import tiny_whisper
+
+from run_transcription import direct_transcribe, optimized_loader
+from run_transcription.errors import Rejected
+from run_transcription.records import Batch, Decoding, ModelFacts, ModelSpec, Row, Timing
+
+SECOND = 16_000
+BEGIN = 2000
+
+
+class Clicks:
+    """An engine that hears clicks: it writes for each its height and the time at which it stands.
+
+    A click of height 0.1 … 0.9 is the id 1 … 9; negative ones are German. What it hears, it hears by itself:
+    neither chunk nor recording time is told to it.
+    """
+
+    def __init__(self, no_speech=0.0, logprob=-0.1):
+        self.facts = ModelFacts("clicks", "0", "cpu", "float32", "sdpa")
+        self.tokenizer = self
+        self.timestamp_begin, self.end_of_text = BEGIN, 1000
+        self.batches, self.no_speech, self.logprob = [], no_speech, logprob
+
+    def decode(self, tokens):
+        return "".join(f" {token}" for token in tokens if token < 1000)
+
+    def check(self, decoding):
+        if decoding.language == "klingon":
+            code = "unsupported_option"
+            raise Rejected(code, "no klingon")
+
+    def transcribe(self, windows, decoding):
+        self.batches.append([len(window) for window in windows])
+        return Batch(tuple(self.row(window) for window in windows), Timing(features=1, encode=2, generate=3, wall=6))
+
+    def row(self, window):
+        tokens, heard = [], np.flatnonzero(np.abs(window) > 0.05)
+        for place in heard:
+            start = BEGIN + int(place) // 320
+            tokens += [start, round(10 * abs(float(window[place]))), start + 1]
+        language = "de" if len(heard) and window[heard[0]] < 0 else "en"
+        return Row(tuple(tokens), language, 0.8, self.no_speech, self.logprob)
+
+
+def recording(seconds, clicks):
+    """Make a quiet recording with clicks (height by second)."""
+    samples = np.zeros(int(seconds * SECOND), np.float32)
+    for second, height in clicks.items():
+        samples[int(second * SECOND)] = height
+    return samples
+
+
+def blocks(samples, size=7 * SECOND + 13):
+    """Cut samples into blocks, as reading a file gives them."""
+    return (samples[start : start + size] for start in range(0, len(samples), size))
+
+
+def test_all_of_a_long_recording_is_transcribed():
+    """Not only the first 30 s: everything up to the last second comes out, once, in order and at its own time."""
+    times = [0.5, 29.5, 31, 62.25, 100, 119.5, 180, 247]
+    clicks = {time: (1 + i) / 10 for i, time in enumerate(times)}
+    transcript, _ = direct_transcribe.transcribe(blocks(recording(250, clicks)), Clicks(), Decoding(batch_size=3))
+    assert transcript.text == " 1 2 3 4 5 6 7 8"
+    assert [segment.start for segment in transcript.segments] == pytest.approx(times, abs=0.02)
+    assert transcript.duration == 250
+    assert (transcript.language, transcript.task) == ("en", "transcribe")
+
+
+def test_chunks_are_decoded_in_batches():
+    """As many chunks as --batch-size says go into one engine call, the last batch being what is left."""
+    engine = Clicks()
+    direct_transcribe.transcribe(blocks(recording(100, {})), engine, Decoding(batch_size=4, chunk_length=10))
+    counts = [len(batch) for batch in engine.batches]
+    assert counts[:-1] == [4] * (len(counts) - 1)
+    assert 0 < counts[-1] <= 4
+    assert sum(map(sum, engine.batches)) == 100 * SECOND
+    assert max(map(max, engine.batches)) <= 10 * SECOND
+
+
+def test_progress_is_told_after_each_batch():
+    """Progress counts seconds of the recording that are done, and ends at its end."""
+    told = []
+    direct_transcribe.transcribe(blocks(recording(100, {})), Clicks(), Decoding(batch_size=2), told.append)
+    assert len(told) > 1
+    assert told == sorted(told)
+    assert told[-1] == 100
+
+
+def test_blocks_are_read_as_they_are_needed():
+    """The first batch is decoded before the recording has been read to its end."""
+    engine = Clicks()
+    seen = []
+
+    def stream():
+        for _ in range(40):
+            seen.append(len(engine.batches))
+            yield np.zeros(10 * SECOND, np.float32)
+
+    direct_transcribe.transcribe(stream(), engine, Decoding(batch_size=2))
+    assert seen[0] == 0
+    assert seen[12] >= 1
+    assert seen[-1] >= 5
+
+
+def test_memory_does_not_grow_with_the_recording():
+    """Ten minutes need no more memory than two: no more than a batch is held."""
+
+    def peak(minutes):
+        tracemalloc.start()
+        stream = (np.zeros(10 * SECOND, np.float32) for _ in range(6 * minutes))
+        direct_transcribe.transcribe(stream, Clicks(), Decoding(batch_size=2))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(1)
+    assert peak(10) < 1.2 * peak(2)
+
+
+def test_the_language_is_that_of_most_speech():
+    """Chunks without speech don't vote; each segment keeps its own language."""
+    clicks = {5: 0.1, 35: -0.2, 65: -0.3}  # English, German, German, then two minutes of nothing that say English
+    transcript, _ = direct_transcribe.transcribe(blocks(recording(200, clicks)), Clicks(), Decoding(chunk_length=30))
+    assert transcript.language == "de"
+    assert transcript.language_probability == pytest.approx(2 * 0.8 / 3)
+    assert [segment.language for segment in transcript.segments] == ["en", "de", "de"]
+
+
+@pytest.mark.parametrize(("no_speech", "logprob", "text"), [(0.9, -1.5, ""), (0.9, -0.2, " 1"), (0.1, -1.5, " 1")])
+def test_hallucinations_on_silence_are_dropped(no_speech, logprob, text):
+    """Text is dropped where the model hears no speech and is unsure of it; one sign alone drops nothing."""
+    engine = Clicks(no_speech, logprob)
+    transcript, _ = direct_transcribe.transcribe(blocks(recording(3, {1: 0.1})), engine, Decoding())
+    assert transcript.text == text
+    assert transcript.language == ("en" if text else None)
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_silence_is_no_error(seconds):
+    """No samples or no speech: an empty transcript of that duration, in no language or in the one given."""
+    for language in (None, "de"):
+        transcript, _ = direct_transcribe.transcribe(
+            blocks(recording(seconds, {})), Clicks(), Decoding(language=language)
+        )
+        assert (transcript.text, transcript.segments, transcript.duration) == ("", (), seconds)
+        assert (transcript.language, transcript.language_probability) == (language, 0.0)
+
+
+def test_stages_are_added_up():
+    """The seconds of all batches are added by stage; `wall` is measured here."""
+    engine = Clicks()
+    _, timing = direct_transcribe.transcribe(blocks(recording(100, {})), engine, Decoding(batch_size=2))
+    calls = len(engine.batches)
+    assert (timing.features, timing.encode, timing.generate) == (calls, 2 * calls, 3 * calls)
+    assert 0 < timing.wall < 60
+
+
+def test_what_the_model_cannot_do_is_said_before_anything_is_read():
+    """An unsupported option costs no decoding."""
+
+    def stream():
+        pytest.fail("the recording was read")
+        yield
+
+    with pytest.raises(Rejected, match="no klingon"):
+        direct_transcribe.transcribe(stream(), Clicks(), Decoding(language="klingon"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Make a checkpoint with random weights."""
+    return tiny_whisper.make(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def test_a_real_engine_in_batches_and_alone(folder, tmp_path):
+    """A recording gives the same segments whatever the batch size: rows don't touch one another."""
+    engine = optimized_loader.load(ModelSpec(str(folder), device="cpu", dtype="float32", home=tmp_path)).engine
+    noise = (np.random.default_rng(0).standard_normal(70 * SECOND) * 0.1).astype(np.float32)
+    one, three = (direct_transcribe.transcribe(blocks(noise), engine, Decoding(batch_size=size))[0] for size in (1, 3))
+    assert one.text == three.text != ""
+    assert [segment.tokens for segment in one.segments] == [segment.tokens for segment in three.segments]
+    assert max(segment.end for segment in one.segments) > 60
+
+
+def test_the_script_prints_the_text(folder, tmp_path):
+    """`python …/direct_transcribe.py audio.wav` works from any folder; the text alone is on standard output."""
+    noise = (np.random.default_rng(0).standard_normal(2 * SECOND) * 0.1).astype(np.float32)
+    soundfile.write(tmp_path / "audio.wav", noise, SECOND)
+    script = Path(direct_transcribe.__file__)
+    environment = {"PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1", "TRANSCRIBE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, script, "audio.wav", "--model", folder, "--dtype", "float32"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    handle = optimized_loader.load(ModelSpec(str(folder), device="cpu", dtype="float32", home=tmp_path))
+    pcm, _ = soundfile.read(tmp_path / "audio.wav", dtype="float32")
+    expected, _ = direct_transcribe.transcribe([pcm], handle.engine, Decoding())
+    assert done.stdout.strip() == expected.text.strip()
+    assert "loaded by mmap" in done.stderr

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+import wave
+from pathlib import Path
+
+import pytest
+import tiny_whisper
+
+from run_transcription import fast_transcribe, optimized_loader
+from run_transcription.records import Decoding, Job, ModelSpec
+
+
+@pytest.fixture(scope="module")
+def handle(tmp_path_factory):
+    folder = tiny_whisper.make(tmp_path_factory.mktemp("model") / "tiny")
+    home = tmp_path_factory.mktemp("home")
+    return optimized_loader.load(ModelSpec(str(folder), device="cpu", dtype="float32", home=home))
+
+
+@pytest.fixture
+def recording(tmp_path):
+    return tone(tmp_path / "a tone.wav", seconds=35)
+
+
+def tone(path: Path, seconds: float) -> Path:
+    """Write a wav file of 16 kHz with a tone in it."""
+    period = struct.pack("<40h", *(int(9000 * math.sin(i * math.tau / 40)) for i in range(40)))
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(period * int(seconds * 400))
+    return path
+
+
+def test_every_format_is_stored_and_named_in_the_json(handle, recording, tmp_path):
+    """The json names each other file with the sha256 and the size that it has on disk."""
+    result = fast_transcribe.process(
+        Job(str(recording), str(tmp_path / "out/x")), handle, Decoding(), ("json", "srt", "txt")
+    )
+    document = json.loads((tmp_path / "out/x.json").read_bytes())
+    assert result.status == document["status"] == "COMPLETED"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.json", "x.srt", "x.txt"]
+    assert set(document["files"]) == {"srt", "txt"}
+    for stored in document["files"].values():
+        content = Path(stored["address"]).read_bytes()
+        assert stored["sha256"] == hashlib.sha256(content).hexdigest()
+        assert stored["size"] == len(content)
+
+
+def test_the_json_is_stored_last(handle, recording, tmp_path, monkeypatch):
+    """Whatever the order of formats, the json comes after all others: where it is, all is there."""
+    order = []
+    store = fast_transcribe.storage.store
+
+    def watched(address, data, **options):
+        order.append(Path(address).suffix)
+        return store(address, data, **options)
+
+    monkeypatch.setattr(fast_transcribe.storage, "store", watched)
+    fast_transcribe.process(Job(str(recording), str(tmp_path / "x")), handle, Decoding(), ("json", "vtt", "txt"))
+    assert order == [".vtt", ".txt", ".json"]
+
+
+def test_the_whole_recording_is_transcribed(handle, recording, tmp_path):
+    """A recording longer than one window is covered to its end, and progress says so."""
+    seen = []
+    result = fast_transcribe.process(
+        Job(str(recording), str(tmp_path / "x")),
+        handle,
+        Decoding(batch_size=1),
+        ("json",),
+        lambda done, of: seen.append((done, of)),
+    )
+    assert result.transcript.duration == pytest.approx(35.0)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert len(seen) == 2
+    assert seen[-1] == (pytest.approx(35.0), pytest.approx(35.0))
+
+
+def test_timing_holds_every_stage(handle, recording, tmp_path):
+    """Decoding, features, encoder, generation and storing all took time, and the wall is at least their sum."""
+    timing = fast_transcribe.process(
+        Job(str(recording), str(tmp_path / "x")), handle, Decoding(), ("txt", "json")
+    ).timing
+    stages = (timing.decode, timing.features, timing.encode, timing.generate, timing.upload)
+    assert all(seconds > 0 for seconds in stages)
+    assert timing.wall >= sum(stages) * 0.99
+
+
+def test_rejected_recording_leaves_a_failed_result(handle, tmp_path):
+    """A recording that holds no sound is stored as FAILED with its reason code, and nothing else is stored."""
+    bad = tmp_path / "bad.wav"
+    bad.write_text("this is no sound")
+    job = Job(str(bad), str(tmp_path / "out/x"), failed=str(tmp_path / "failed/x.json"))
+    result = fast_transcribe.process(job, handle, Decoding(), ("json", "txt"))
+    document = json.loads((tmp_path / "failed/x.json").read_bytes())
+    assert result.status == document["status"] == "FAILED"
+    assert document["error"]["code"] == result.error.code == "not_audio"
+    assert not (tmp_path / "out").exists()
+
+
+def test_rejected_recording_is_only_returned_where_no_place_is_named(handle, tmp_path):
+    """Without an address for failures the FAILED result is returned and no file is written."""
+    before = set(tmp_path.rglob("*"))
+    result = fast_transcribe.process(
+        Job(str(tmp_path / "none.wav"), str(tmp_path / "x")), handle, Decoding(), ("json",)
+    )
+    assert result.error.code == "not_found"
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("identity", "kept"), [("0123456789abcdef", True), (None, False)])
+def test_only_a_job_with_an_identity_keeps_the_json_that_is_there(handle, recording, tmp_path, identity, kept):
+    """The same work, finished before, stays as it is; a person's second run replaces the first one's result."""
+    (tmp_path / "x.json").write_text("finished before")
+    job = Job(str(recording), str(tmp_path / "x"), identity=identity)
+    fast_transcribe.process(job, handle, Decoding(), ("json",))
+    assert ((tmp_path / "x.json").read_text() == "finished before") is kept

@@ -1,0 +1,421 @@
+"""Tests of run_transcription.optimized_loader and of finding a model's folder."""
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_whisper
+import torch
+from click.testing import CliRunner
+
+from run_transcription import gpu_memory_persist, optimized_loader
+from run_transcription.engines import model_folder
+from run_transcription.errors import ModelNotLoaded
+from run_transcription.optimized_loader import STRATEGIES, Strategy, load, resolve
+from run_transcription.records import Decoding, ModelSpec, Skipped
+
+HUB_ID = "example/whisper-tiny"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Make a checkpoint with random weights."""
+    return tiny_whisper.make(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """No test here may ask the network, whatever the machine has."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def spec(folder, tmp_path):
+    """Name the checkpoint, with a home of its own and nothing left to `auto`."""
+    return ModelSpec(str(folder), device="cpu", dtype="float32", home=tmp_path / "home")
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """Copy the checkpoint, for a test to damage."""
+    return Path(shutil.copytree(folder, tmp_path / "tiny"))
+
+
+def rows(handle):
+    """Decode half a second of noise."""
+    rng = np.random.default_rng(0)
+    return handle.engine.transcribe([rng.standard_normal(9000).astype(np.float32)], Decoding()).rows
+
+
+def tokens(handle):
+    """Return what was decoded, without sums: their last bit may depend on the address at which weights lie."""
+    return [(row.tokens, row.language) for row in rows(handle)]
+
+
+def preload(spec, dtype="float32"):
+    """Make the state of a model where the loader looks for it."""
+    source = resolve(spec)
+    gpu_memory_persist.preload_gpu_model(source, gpu_memory_persist.state_folder(spec, source), dtype)
+
+
+def in_cache(folder, cache, commit="0123456789abcdef0123456789abcdef01234567"):
+    """Put a checkpoint into a cache of Hugging Face's layout, as a download does."""
+    repository = cache / f"models--{HUB_ID.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return commit
+
+
+def test_the_state_wins_where_there_is_one(spec):
+    """A valid state is loaded first; nothing is skipped, and the handle says so."""
+    preload(spec)
+    handle = load(spec)
+    assert handle.load.strategy == "gpu_state"
+    assert handle.load.skipped == ()
+    assert handle.load.seconds > 0
+    facts = handle.engine.facts
+    assert (facts.id, facts.device, facts.dtype, facts.attention) == ("tiny", "cpu", "float32", "sdpa")
+    assert facts.revision == resolve(spec).revision
+
+
+def test_all_strategies_give_the_same_rows(spec):
+    """State, mapped weights and transformers' own loading decode alike."""
+    preload(spec)
+    handles = [load(spec, (strategy,)) for strategy in STRATEGIES]
+    assert [handle.load.strategy for handle in handles] == ["gpu_state", "mmap", "standard"]
+    assert tokens(handles[0]) == tokens(handles[1]) == tokens(handles[2])
+
+
+def test_a_fallback_is_kept_and_logged(spec, caplog):
+    """Without a state the weights are mapped; what was skipped, and why, is on the handle and in the log."""
+    with caplog.at_level(logging.INFO):
+        handle = load(spec)
+    assert handle.load.strategy == "mmap"
+    (skip,) = handle.load.skipped
+    assert skip.strategy == "gpu_state"
+    assert skip.reason.startswith("no state in ")
+    assert f"gpu_state does not apply: {skip.reason}" in caplog.text
+
+
+def test_a_damaged_state_is_passed_over_with_a_warning(spec, caplog):
+    """Damage is not the same as absence: it is a warning, and the next strategy gives the same rows."""
+    preload(spec)
+    expected = tokens(load(spec))
+    path = gpu_memory_persist.state_folder(spec, resolve(spec)) / gpu_memory_persist.STATE_FILE
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    caplog.clear()
+    handle = load(spec)
+    assert handle.load.strategy == "mmap"
+    assert "is damaged at byte" in handle.load.skipped[0].reason
+    assert [record.levelname for record in caplog.records if "gpu_state" in record.message] == ["WARNING"]
+    assert tokens(handle) == expected
+
+
+def test_a_state_of_other_content_is_passed_over(copy, tmp_path):
+    """When a folder gets other weights, its old state is not used."""
+    spec = ModelSpec(str(copy), device="cpu", dtype="float32", home=tmp_path / "home")
+    preload(spec)
+    shutil.rmtree(copy)
+    tiny_whisper.make(copy, seed=5)
+    handle = load(spec)
+    assert handle.load.strategy == "mmap"
+    assert "another revision" in handle.load.skipped[0].reason
+
+
+def test_the_state_says_the_dtype_unless_one_is_asked_for(folder, tmp_path):
+    """With --dtype auto the state's dtype is taken; a state of another dtype than the wanted one is passed over."""
+    home = tmp_path / "home"
+    preload(ModelSpec(str(folder), home=home), "float16")
+    auto = load(ModelSpec(str(folder), device="cpu", home=home))
+    assert (auto.load.strategy, auto.engine.facts.dtype) == ("gpu_state", "float16")
+    asked = load(ModelSpec(str(folder), device="cpu", dtype="float32", home=home))
+    assert (asked.load.strategy, asked.engine.facts.dtype) == ("mmap", "float32")
+    assert "another dtype: float16 instead of float32" in asked.load.skipped[0].reason
+
+
+def test_mapped_weights_are_not_copied(spec, folder):
+    """The second strategy leaves the weights where they are: in the mapped file."""
+    model = load(spec, STRATEGIES[1:2]).engine._model
+    weight = model.model.encoder.layers[0].fc1.weight
+    ranges = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder / "model") in line]
+    spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in ranges]
+    assert any(start <= weight.data_ptr() < end for start, end in spans)
+
+
+def test_every_parameter_is_real_and_tied(spec):
+    """Nothing stays on the meta device, and the output projection is the embedding."""
+    preload(spec)
+    for strategy in STRATEGIES:
+        model = load(spec, (strategy,)).engine._model
+        assert not [name for name, value in model.named_parameters() if value.is_meta]
+        assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
+        assert not model.training
+
+
+def test_imports_are_not_counted(folder, tmp_path):
+    """In a fresh process the seconds of a strategy are its own, not those of importing torch and transformers."""
+    program = (
+        "import sys, pathlib\n"
+        "from run_transcription.optimized_loader import load, ModelSpec, Strategy\n"
+        "loaded = lambda _: print('transformers.models.whisper.modeling_whisper' in sys.modules)\n"
+        "try: load(ModelSpec(sys.argv[1], home=pathlib.Path(sys.argv[1])), (Strategy('look', loaded),))\n"
+        "except Exception: pass\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, folder], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.strip() == "True"
+
+
+def test_auto_dtype_on_a_cpu(folder, tmp_path, monkeypatch):
+    """Without a GPU, auto is bfloat16 where the processor multiplies it natively, else float32."""
+    spec = ModelSpec(str(folder), device="cpu", home=tmp_path)
+    for able, dtype in [({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"), ({}, "float32")]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert load(spec).engine.facts.dtype == dtype
+
+
+def test_weights_in_several_files(copy, spec, tmp_path):
+    """A checkpoint in shards loads like one in a single file."""
+    from transformers import WhisperForConditionalGeneration
+
+    expected = tokens(load(spec))
+    model = WhisperForConditionalGeneration.from_pretrained(copy)
+    (copy / "model.safetensors").unlink()
+    model.save_pretrained(copy, max_shard_size="40KB")
+    assert (copy / "model.safetensors.index.json").exists()
+    shards = ModelSpec(str(copy), device="cpu", dtype="float32", home=tmp_path / "home")
+    preload(shards)
+    assert [tokens(load(shards, (strategy,))) for strategy in STRATEGIES] == [expected] * 3
+
+
+def test_a_config_saved_from_the_model_keeps_its_languages(copy, tmp_path):
+    """The mark `_from_model_config` doesn't make it forget what only the generation config has."""
+    path = copy / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_from_model_config": True}))
+    spec = ModelSpec(str(copy), device="cpu", dtype="float32", home=tmp_path)
+    for strategy in STRATEGIES[1:]:
+        assert "<|de|>" in load(spec, (strategy,)).engine._model.generation_config.lang_to_id
+
+
+def test_a_checkpoint_without_generation_config(copy, tmp_path):
+    """The oldest checkpoints have no generation config at all: what is needed comes from config and vocabulary."""
+    (copy / "generation_config.json").unlink()
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"max_length": 40, "suppress_tokens": [1]}))
+    spec = ModelSpec(str(copy), device="cpu", dtype="float32", home=tmp_path)
+    found = [tokens(load(spec, (strategy,))) for strategy in STRATEGIES[1:]]
+    assert found[0] == found[1]
+    assert found[0][0][0][0] >= 256 + 11  # a timestamp, as asked for
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_folder_that_lacks_a_file(copy, missing):
+    """One line names the folder and what it lacks."""
+    (copy / missing).unlink()
+    with pytest.raises(ModelNotLoaded, match=f"{copy} is not a Whisper model.* it has no {missing}"):
+        load(ModelSpec(str(copy)))
+
+
+def damage_weights(folder):
+    """Put something else in their place."""
+    (folder / "model.safetensors").write_bytes(b"not weights at all")
+
+
+def other_shapes(folder):
+    """Let the config say another width."""
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"encoder_ffn_dim": 16', '"encoder_ffn_dim": 32'))
+
+
+def more_layers(folder):
+    """Let the config want a layer that has no weights."""
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"decoder_layers": 1', '"decoder_layers": 2'))
+
+
+def fewer_layers(folder):
+    """Let the config have no place for some weights."""
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"decoder_layers": 1', '"decoder_layers": 0'))
+
+
+def another_model(folder):
+    """Let the config be that of another kind of model."""
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"model_type": "whisper"', '"model_type": "bert"'))
+
+
+def broken_config(folder):
+    """Leave half a config."""
+    (folder / "config.json").write_text("{")
+
+
+def broken_tokenizer(folder):
+    """Leave a tokenizer without a vocabulary."""
+    (folder / "tokenizer.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (damage_weights, "mmap: .*header"),
+        (other_shapes, "do not fit its config.json: .*size mismatch"),
+        (more_layers, r"do not fit its config.json: no model.decoder.layers.1.* and \d+ more"),
+        (fewer_layers, "too many and"),
+        (another_model, "config.json says 'bert'"),
+        (broken_config, "config.json is not JSON"),
+        (broken_tokenizer, "standard: "),
+    ],
+)
+def test_a_folder_that_does_not_fit(copy, tmp_path, damage, says):
+    """One line names every strategy and its reason: no model is made of weights that don't fit."""
+    damage(copy)
+    with pytest.raises(ModelNotLoaded, match=says) as caught:
+        load(ModelSpec(str(copy), device="cpu", home=tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_gpu_is_said(spec):
+    """--device cuda on a machine without one is one line with the way out."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ModelNotLoaded, match="sees no GPU here; use --device cpu"):
+        load(ModelSpec(spec.model, device="cuda", home=spec.home))
+    with pytest.raises(ModelNotLoaded, match="use --attention sdpa"):
+        load(ModelSpec(spec.model, attention="flash_attention_2", home=spec.home))
+
+
+def test_a_strategy_may_raise_anything(spec, caplog):
+    """An unexpected error of one strategy is logged and kept, and the next one is tried."""
+
+    def fails(_request):
+        msg = "out of\nluck"
+        raise RuntimeError(msg)
+
+    handle = load(spec, (Strategy("lucky", fails), *STRATEGIES[1:]))
+    assert handle.load.strategy == "mmap"
+    assert handle.load.skipped == (Skipped("lucky", "out of luck"),)
+    assert "lucky failed: out of luck" in caplog.text
+
+
+def test_the_demo_model_lies_in_the_package():
+    """`demo` is a folder of the package, and a model named like it elsewhere doesn't matter."""
+    assert model_folder.DEMO.parent.parent == Path(optimized_loader.__file__).parent
+
+
+def test_a_model_in_the_image_comes_before_the_cache_of_the_user(folder, tmp_path, monkeypatch):
+    """<home>/models is looked at first, then Hugging Face's cache; the revision is the commit."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    theirs = in_cache(folder, tmp_path / "hub", commit="f" * 40)
+    spec = ModelSpec(HUB_ID, device="cpu", dtype="float32", home=tmp_path / "home")
+    assert resolve(spec).revision == theirs
+    ours = in_cache(folder, tmp_path / "home" / "models")
+    assert resolve(spec) == model_folder.ModelFolder(HUB_ID, resolve(spec).path, ours)
+    assert load(spec).engine.facts.id == HUB_ID
+
+
+def test_a_half_finished_download_does_not_count(folder, tmp_path, monkeypatch):
+    """A cached snapshot without its weights is as good as none."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = in_cache(folder, tmp_path / "hub")
+    next((tmp_path / "hub").rglob(f"{commit}/model.safetensors")).unlink()
+    with pytest.raises(ModelNotLoaded, match="is not on this machine"):
+        resolve(ModelSpec(HUB_ID, home=tmp_path / "home"))
+
+
+def test_a_state_alone_is_enough(folder, tmp_path, monkeypatch):
+    """Where the image has only the state, it loads without the checkpoint and without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = in_cache(folder, tmp_path / "hub")
+    spec = ModelSpec(HUB_ID, device="cpu", home=tmp_path / "home")
+    preload(spec)
+    shutil.rmtree(tmp_path / "hub")
+    facts = load(spec).engine.facts
+    assert (facts.id, facts.revision) == (HUB_ID, commit)
+    with pytest.raises(ModelNotLoaded, match="is not on this machine"):
+        load(ModelSpec(HUB_ID, revision="e" * 40, device="cpu", home=tmp_path / "home"))
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "./nowhere", "/nowhere/at/all"])
+def test_a_folder_that_is_not_there(name):
+    """A path that doesn't exist is not taken for a Hugging Face id."""
+    with pytest.raises(ModelNotLoaded, match=f"--model {name}: no such folder"):
+        resolve(ModelSpec(name))
+
+
+def test_a_name_that_is_nothing(tmp_path):
+    """What can't be a Hugging Face id either is said with an example of one."""
+    with pytest.raises(ModelNotLoaded, match="neither a folder here nor a Hugging Face id"):
+        resolve(ModelSpec("my model!", home=tmp_path))
+
+
+@pytest.mark.parametrize(("listens", "limit"), [(True, 3.0), (False, model_folder.REACH_SECONDS)])
+def test_without_network_it_is_said_within_three_seconds(tmp_path, listens, limit):
+    """No model, no network: one message with the three ways out, soon even where the network swallows all."""
+    program = (
+        "import time, sys\n"
+        "from huggingface_hub import snapshot_download  # on a busy machine its import alone takes seconds\n"
+        "from run_transcription.optimized_loader import load, ModelSpec, ModelNotLoaded\n"
+        "began = time.monotonic()\n"
+        "try: load(ModelSpec('example/whisper-tiny'))\n"
+        "except ModelNotLoaded as error: print(error)\n"
+        "print(time.monotonic() - began)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
+        port = silent.getsockname()[1]
+        if not listens:
+            silent.close()
+        environment = os.environ | {
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "TRANSCRIBE_HOME": str(tmp_path),
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+            "HF_HUB_OFFLINE": "0",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+        )
+    message, seconds, torch_imported = done.stdout.splitlines()
+    assert "example/whisper-tiny is not on this machine" in message
+    assert all(way in message for way in ("--model demo", "--model FOLDER", "a network"))
+    assert torch_imported == "False"
+    assert float(seconds) < limit
+    assert done.stderr == ""
+
+
+def test_no_strategy_writes_to_standard_error(spec, capfd):
+    """No progress bar and no warning: standard error is for log lines."""
+    for strategy in STRATEGIES[1:]:
+        load(spec, (strategy,))
+    assert capfd.readouterr().err == ""
+
+
+def test_the_script_tries_all_strategies(folder, tmp_path, monkeypatch):
+    """`optimized_loader.py test` prints a line for each strategy, and what keeps one from working."""
+    monkeypatch.setenv("TRANSCRIBE_HOME", str(tmp_path))
+    done = CliRunner().invoke(optimized_loader.main, ["test", "--model", str(folder), "--dtype", "float32"])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["strategy", "gpu_state", "mmap", "standard"]
+    assert "no state in" in lines[1]
+    assert all("float32 on" in line and "differently" not in line for line in lines[2:])
+
+
+def test_the_script_fails_where_no_strategy_works(copy, tmp_path, monkeypatch):
+    """Its exit status is 1, for scripts that ask."""
+    monkeypatch.setenv("TRANSCRIBE_HOME", str(tmp_path))
+    damage_weights(copy)
+    assert CliRunner().invoke(optimized_loader.main, ["--model", str(copy)]).exit_code == 1

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from run_transcription import recordings
+from run_transcription.errors import TranscriptionError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.mp3", "A.WAV", "notes.txt", ".hidden.wav", "deep/er/c.opus", ".git/d.wav", "no-suffix"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def test_a_folder_gives_what_could_be_audio_in_it(folder):
+    """All levels are searched; hidden files and folders, and what isn't audio by its name, are left out."""
+    found = [os.path.relpath(path, folder) for path in recordings.find([str(folder)])]
+    assert found == ["A.WAV", "b.mp3", "deep/er/c.opus"]
+
+
+def test_a_file_that_is_named_is_taken_whatever_its_name(folder):
+    """What a person names is tried, and what isn't there stays, so that it can fail by its name."""
+    named = [str(folder / name) for name in ("notes.txt", ".hidden.wav", "none.wav")]
+    assert recordings.find(named) == named
+
+
+def test_a_recording_named_twice_is_taken_once(folder):
+    """A file, the same file by another path and the folder that holds it are one recording."""
+    again = os.path.join(folder, "deep", "..", "b.mp3")  # noqa: PTH118 - a Path would resolve nothing here either
+    assert len(recordings.find([str(folder / "b.mp3"), again, str(folder)])) == 3
+
+
+def test_nothing_to_transcribe_is_an_error(tmp_path):
+    """A folder without recordings is said, not passed over."""
+    with pytest.raises(TranscriptionError, match="no recording"):
+        recordings.find([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/b.mp3"], ["b"]),
+        (["a/b.v1.mp3", "a/b.v2.mp3"], ["b.v1", "b.v2"]),
+        (["a/b.mp3", "c/b.mp3", "c/d.mp3"], ["a/b", "c/b", "d"]),
+        (["a/b.mp3", "a/b.wav"], ["b.mp3", "b.wav"]),
+        (["a/b.mp3", "c/B.mp3"], ["a/b", "c/B"]),
+        (["x/b.mp3", "x/b.wav", "x/b.mp3.ogg"], ["b.mp3", "b.wav", "b.mp3.ogg"]),
+        (["s3://one/k/b.mp3", "s3://two/k/b.mp3"], ["one/k/b", "two/k/b"]),
+        ([".hidden"], [".hidden"]),
+    ],
+)
+def test_names_of_results(paths, names):
+    """A result bears its recording's name; names that would meet keep folder, then extension."""
+    assert recordings.names(paths) == names
+
+
+def test_names_never_meet(tmp_path):
+    """No two recordings share a name, not even on a file system that ignores case."""
+    paths = [f"{folder}/{stem}{suffix}" for folder in ("", "a", "a/a") for stem in "aAb" for suffix in (".mp3", ".a")]
+    names = recordings.names([str(tmp_path / path) for path in paths])
+    assert len({name.casefold() for name in names}) >= len({path.casefold() for path in paths})
+    assert not any(name.startswith(("/", "..")) for name in names)

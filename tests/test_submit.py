@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import contextmanager
+
+import pytest
+from click.testing import CliRunner
+
+from run_transcription import aws, names, storage, submit
+from run_transcription.errors import TranscriptionError
+from run_transcription.submit import Outcome, Parcel
+
+GOOD = json.dumps({"error": None}).encode()
+BAD = json.dumps({"error": {"code": "not_audio", "message": "it holds no sound"}}).encode()
+FIRST, SECOND = "0" * 16, "1" * 16
+
+
+@pytest.fixture
+def root(stack):
+    """Name the bucket."""
+    return f"s3://{stack.bucket}"
+
+
+@pytest.fixture
+def talk(tmp_path):
+    """Make a local recording."""
+    (tmp_path / "a talk+é.wav").write_bytes(b"sound")
+    return tmp_path / "a talk+é.wav"
+
+
+def finish(root, key, identity=FIRST, document=GOOD):
+    """Write what a worker would, and return its address."""
+    folder = names.results_of(root, key) if document is GOOD else names.failed_of(root, key)
+    address = f"{folder}{identity}/transcript.json" if document is GOOD else f"{folder}{identity}.json"
+    storage.store(address, document)
+    return address
+
+
+@contextmanager
+def finishing(root, key, **how):
+    """Stand for a worker that writes its result a while after the upload."""
+    stop = threading.Event()
+
+    def watch():
+        while not stop.wait(0.1):
+            if storage.exists(f"{root}/{key}"):
+                finish(root, key, **how)
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def run(*arguments):
+    """Call the command."""
+    return CliRunner().invoke(submit.submit, [str(argument) for argument in arguments])
+
+
+def test_files_are_uploaded_and_their_keys_printed(stack, root, talk):
+    """Standard output has the keys and nothing else, for the next program."""
+    done = run(talk, "--bucket", stack.bucket)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "uploads/a talk+é.wav\n"
+    assert storage.read(f"{root}/uploads/a talk+é.wav") == b"sound"
+
+
+def test_a_folder_keeps_its_paths_and_leaves_out_what_is_no_recording(tmp_path):
+    """Two recordings of one name in two folders stay two."""
+    for name in ("one/a.wav", "two/a.wav", "two/notes.txt"):
+        (tmp_path / "talks" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "talks" / name).write_bytes(b"sound")
+    parcels = submit.pack([tmp_path / "talks"], "in/")
+    assert parcels == [
+        Parcel(tmp_path / "talks/one/a.wav", "in/one/a.wav"),
+        Parcel(tmp_path / "talks/two/a.wav", "in/two/a.wav"),
+    ]
+
+
+def test_two_files_of_one_key_are_refused(tmp_path):
+    """One would replace the other in silence."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.wav").write_bytes(b"sound")
+    with pytest.raises(TranscriptionError, match=r"would both be uploads/a\.wav"):
+        submit.pack([tmp_path / "one/a.wav", tmp_path / "two/a.wav"], "uploads/")
+
+
+def test_nothing_is_uploaded_when_a_file_is_not_there(stack, root, talk, tmp_path):
+    """A mistyped name is one line, and found before the first upload."""
+    done = run(talk, tmp_path / "absent.wav", "--bucket", stack.bucket)
+    assert done.exit_code == 1
+    assert done.stderr == f"Error: there is no file {tmp_path / 'absent.wav'}\n"
+    assert list(storage.listing(f"{root}/")) == []
+
+
+def test_an_absent_bucket_is_one_line(emulator, talk):
+    """S3's own words are passed on."""
+    done = run(talk, "--bucket", "no-such-bucket")
+    assert done.exit_code == 1
+    assert "NoSuchBucket" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_waiting_ends_with_the_result(stack, root, talk):
+    """The address of the json is said as soon as it is there."""
+    with finishing(root, "uploads/a talk+é.wav"):
+        done = run(talk, "--bucket", stack.bucket, "--wait")
+    assert done.exit_code == 0, done.output
+    assert f"done → {root}/results/uploads/a talk+é.wav/{FIRST}/transcript.json" in done.stderr
+
+
+def test_waiting_for_a_bad_recording_ends_with_its_reason(stack, root, talk):
+    """A failure is an answer too: named, and an exit status of 1."""
+    with finishing(root, "uploads/a talk+é.wav", document=BAD):
+        done = run(talk, "--bucket", stack.bucket, "--wait")
+    assert done.exit_code == 1
+    assert "failed: not_audio: it holds no sound" in done.stderr
+
+
+def test_results_of_older_uploads_are_not_taken_for_this_one(root, talk):
+    """After a new upload of a key only a new result ends the wait."""
+    key = "uploads/a.wav"
+    storage.store(f"{root}/{key}", b"older")
+    finish(root, key)
+    sent = submit.send(Parcel(talk, key), root, root, lambda _: None)
+    newer = finish(root, key, SECOND)
+    assert list(submit.wait_for([sent], root)) == [Outcome(key, newer)]
+
+
+def test_the_same_content_without_versions_has_its_result_already(root, talk, stack):
+    """A worker passes over what it has done: waiting for a second result would never end."""
+    aws.s3().put_bucket_versioning(Bucket=stack.bucket, VersioningConfiguration={"Status": "Suspended"})
+    key = "uploads/a.wav"
+    storage.upload(talk, f"{root}/{key}")
+    older = finish(root, key)
+    sent = submit.send(Parcel(talk, key), root, root, lambda _: None)
+    assert list(submit.wait_for([sent], root)) == [Outcome(key, older)]
+
+
+def test_results_below_a_longer_key_are_not_this_ones(root, talk):
+    """`uploads/a` is not done when `uploads/a/b.wav` is."""
+    sent = submit.send(Parcel(talk, "uploads/a"), root, root, lambda _: None)
+    finish(root, "uploads/a/b.wav")
+    finish(root, "uploads/a/b.wav", document=BAD)
+    own = finish(root, "uploads/a")
+    assert list(submit.wait_for([sent], root)) == [Outcome("uploads/a", own)]

@@ -1,0 +1,244 @@
+"""Tests of run_transcription.engines.torch_engine, against transformers used the long way round."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_whisper
+import torch
+from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+from run_transcription.engines import assemble, vocabulary
+from run_transcription.engines.torch_engine import TorchEngine
+from run_transcription.errors import ModelNotLoaded, Rejected
+from run_transcription.records import Decoding, ModelFacts
+
+ENGLISH = Decoding(language="en")
+
+
+def engine_of(folder, dtype="float32"):
+    """Load a checkpoint."""
+    model = assemble.mapped_model(folder, dtype, "sdpa")
+    return TorchEngine(model, vocabulary.read(folder), ModelFacts("tiny", "0", "cpu", dtype, "sdpa"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Make a multilingual checkpoint."""
+    return tiny_whisper.make(tmp_path_factory.mktemp("multilingual") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def english_folder(tmp_path_factory):
+    """Make an English-only checkpoint."""
+    return tiny_whisper.make(tmp_path_factory.mktemp("english") / "tiny.en", multilingual=False)
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    """Load the multilingual checkpoint."""
+    return engine_of(folder)
+
+
+@pytest.fixture(scope="module")
+def windows():
+    """Make windows of several lengths and kinds, one of them silent."""
+    rng = np.random.default_rng(0)
+    noises = [(480_000, 0.1), (16_000, 0.5), (1, 0.0), (300_000, 0.01)]
+    return [(rng.standard_normal(length) * level).astype(np.float32) for length, level in noises]
+
+
+@pytest.fixture
+def calls(engine):
+    """Count how often encoder and decoder are called."""
+    counted = {"encoder": 0, "decoder": 0}
+
+    def count(name):
+        return lambda *_: counted.__setitem__(name, counted[name] + 1)
+
+    model = engine._model.model
+    hooks = [getattr(model, name).register_forward_hook(count(name)) for name in counted]
+    yield counted
+    for hook in hooks:
+        hook.remove()
+
+
+def reference(folder, window, **options):
+    """Decode one window with transformers alone: its own features, no batch, scores kept of every step."""
+    model = WhisperForConditionalGeneration.from_pretrained(folder)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    features = WhisperFeatureExtractor()(window, sampling_rate=16_000, return_tensors="pt").input_features
+    out = model.generate(
+        features,
+        **options,
+        max_length=40,
+        return_timestamps=True,
+        force_unique_generate_call=True,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    steps = len(out.scores)
+    tokens = out.sequences[0, -steps:].tolist()
+    end = model.config.eos_token_id
+    kept = tokens.index(end) if end in tokens else steps
+    logprobs = [score.log_softmax(-1)[0, token].item() for score, token in zip(out.scores, tokens, strict=True)]
+    start = torch.tensor([[model.config.decoder_start_token_id]])
+    first = model(features, decoder_input_ids=start).logits[0, 0].softmax(-1).detach()
+    return tuple(tokens[:kept]), sum(logprobs[: kept + 1]) / (kept + 1), first
+
+
+def test_rows_equal_those_of_transformers(engine, folder, windows):
+    """Tokens and mean log-probability of each row of a batch are what transformers gives for the window alone."""
+    for row, window in zip(engine.transcribe(windows, ENGLISH).rows, windows, strict=True):
+        tokens, logprob, first = reference(folder, window, language="en", task="transcribe")
+        assert row.tokens == tokens
+        assert row.avg_logprob == pytest.approx(logprob, abs=1e-4)
+        assert row.no_speech_prob == pytest.approx(first[engine._vocabulary.no_speech].item(), rel=1e-3)
+
+
+def test_rows_end_where_the_model_ends_them(folder, windows):
+    """End of text and the padding behind it are no tokens; the end's own probability counts, as at openai."""
+    model = assemble.mapped_model(folder, "float32", "sdpa")
+    ends = engine_of(folder)
+    embedding = model.model.decoder.embed_tokens.weight
+    embedding[model.config.eos_token_id] = embedding[72] * 1.05  # what was id 72 now ends the row
+    ends._model.load_state_dict(model.state_dict())
+    rows = ends.transcribe(windows, ENGLISH).rows
+    lengths = {len(row.tokens) for row in rows}
+    assert len(lengths) > 1, "rows of one length have no padding to strip"
+    assert min(lengths) < 30
+    for row, window in zip(rows, windows, strict=True):
+        alone = ends.transcribe([window], ENGLISH).rows[0]
+        assert ends.tokenizer.end_of_text not in row.tokens
+        assert row.tokens == alone.tokens
+        assert row.avg_logprob == pytest.approx(alone.avg_logprob, abs=1e-4)
+
+
+def test_the_encoder_runs_once_for_a_batch(engine, windows, calls):
+    """One encoder pass, one decoder step for language and silence, and one step for each token of the longest row."""
+    rows = engine.transcribe(windows, Decoding()).rows
+    longest = max(len(row.tokens) for row in rows)
+    assert calls["encoder"] == 1
+    assert longest + 1 <= calls["decoder"] <= longest + 3
+
+
+def test_language_is_detected_for_each_row(engine, folder, windows):
+    """Without a language, each row has the likeliest of the model's languages and its share among them."""
+    rows = engine.transcribe(windows, Decoding()).rows
+    assert len({row.language for row in rows}) > 1, "windows of one language don't show that rows differ"
+    ids = engine._model.generation_config.lang_to_id
+    for row, window in zip(rows, windows, strict=True):
+        tokens, _, first = reference(folder, window, language=row.language, task="transcribe")
+        among = {name: first[i].item() for name, i in ids.items()}
+        assert f"<|{row.language}|>" == max(among, key=among.get)
+        assert row.language_probability == pytest.approx(max(among.values()) / sum(among.values()), rel=1e-3)
+        assert row.tokens == tokens
+
+
+@pytest.mark.parametrize("name", ["de", "German", "<|de|>", "DE"])
+def test_a_language_may_be_given_in_any_spelling(engine, folder, windows, name):
+    """A given language is used for all rows, and it is certain."""
+    (row,) = engine.transcribe(windows[:1], Decoding(language=name)).rows
+    assert (row.language, row.language_probability) == ("de", 1.0)
+    assert row.tokens == reference(folder, windows[0], language="de", task="transcribe")[0]
+
+
+def test_translation_has_its_own_prompt(engine, folder, windows):
+    """The task reaches the decoder."""
+    (row,) = engine.transcribe(windows[:1], Decoding(language="de", task="translate")).rows
+    assert row.tokens == reference(folder, windows[0], language="de", task="translate")[0]
+    assert row.tokens != engine.transcribe(windows[:1], Decoding(language="de")).rows[0].tokens
+
+
+def test_an_english_only_model_gets_the_bare_prompt(english_folder, windows):
+    """English-only checkpoints take neither language nor task; their rows are English."""
+    rows = engine_of(english_folder).transcribe(windows, Decoding()).rows
+    assert {(row.language, row.language_probability) for row in rows} == {("en", 1.0)}
+    assert [row.tokens for row in rows] == [reference(english_folder, window)[0] for window in windows]
+
+
+def test_an_outdated_generation_config_is_completed(tmp_path, folder, windows):
+    """A fine-tune whose generation config names neither languages nor timestamps decodes like one that does."""
+    outdated = engine_of(tiny_whisper.make(tmp_path / "old", outdated=True))
+    assert {row.language for row in outdated.transcribe(windows, Decoding()).rows} <= set(tiny_whisper.LANGUAGES)
+    assert outdated._model.generation_config.task_to_id == engine_of(folder)._model.generation_config.task_to_id
+
+
+@pytest.mark.parametrize(
+    ("decoding", "says"),
+    [
+        (Decoding(language="klingon"), "tiny knows no language 'klingon'; it knows de, en, fr"),
+        (Decoding(language="ja"), "tiny knows no language 'ja'"),
+        (Decoding(chunk_length=31), "--chunk-length 31 is too long"),
+    ],
+)
+def test_what_the_model_cannot_do_is_said(engine, windows, decoding, says):
+    """An unknown language or a chunk over the window is one clear line, and names what is known."""
+    with pytest.raises(Rejected, match=says) as caught:
+        engine.transcribe(windows, decoding)
+    assert caught.value.code == "unsupported_option"
+
+
+def test_translation_needs_a_model_that_can(tmp_path, english_folder):
+    """Neither an English-only model nor one without task tokens translates."""
+    deaf = tiny_whisper.make(tmp_path / "no-tasks", translates=False)
+    for folder in (english_folder, deaf):
+        with pytest.raises(Rejected, match="can't translate"):
+            engine_of(folder).check(Decoding(task="translate"))
+    with pytest.raises(Rejected, match="it knows en"):
+        engine_of(english_folder).check(Decoding(language="de"))
+    assert engine_of(deaf).transcribe([np.zeros(9, np.float32)], ENGLISH).rows[0].language == "en"
+
+
+def test_text_is_what_the_bytes_say(folder):
+    """Byte-level tokens come back as UTF-8 with the leading space; special tokens and timestamps are left out."""
+    words = vocabulary.read(folder)
+    ids = tiny_whisper.tokenizer().encode(" Grüße, 東京").ids
+    marked = [words.timestamp_begin, *ids, words.start, words.timestamp_begin + 50]
+    assert words.decode(marked) == " Grüße, 東京"
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    """A vocabulary without Whisper's special tokens is named, not decoded with."""
+    other = tiny_whisper.tokenizer().to_str().replace("<|notimestamps|>", "<|other|>")
+    (tmp_path / "tokenizer.json").write_text(other)
+    with pytest.raises(ModelNotLoaded, match=re.escape("has no <|notimestamps|>")):
+        vocabulary.read(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_runs(folder, windows, dtype):
+    """Features are cast to the model's dtype: float32 features would not meet its weights."""
+    rows = engine_of(folder, dtype).transcribe(windows, ENGLISH).rows
+    assert all(row.tokens and np.isfinite(row.avg_logprob) for row in rows)
+
+
+def test_every_stage_has_its_seconds(engine, windows):
+    """The stages of a batch are timed, and add up to the whole."""
+    timing = engine.transcribe(windows[:1], ENGLISH).timing
+    assert min(timing.features, timing.encode, timing.generate) > 0
+    assert timing.features + timing.encode + timing.generate == pytest.approx(timing.wall)
+
+
+def test_nothing_is_written_to_standard_error(folder):
+    """Loading and decoding is quiet: no warnings of transformers, of generate or of torch."""
+    program = """
+import sys, numpy, pathlib
+from run_transcription.engines import assemble, vocabulary
+from run_transcription.engines.torch_engine import TorchEngine
+from run_transcription.records import Decoding, ModelFacts
+folder = pathlib.Path(sys.argv[1])
+engine = TorchEngine(assemble.mapped_model(folder, "float32", "sdpa"), vocabulary.read(folder), ModelFacts(*["-"] * 5))
+for _ in range(2):
+    print(len(engine.transcribe([numpy.zeros(16000, "float32")] * 2, Decoding()).rows))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.split() == ["2", "2"]
+    assert done.stderr == ""

@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fakes import BrokenSource, EndlessSource, counts, soon, tone
+
+from run_transcription import names, optimized_loader, storage, worker
+from run_transcription.demo.emulator import make_stack
+from run_transcription.errors import TranscriptionError
+from run_transcription.records import Decoding, ModelSpec, Upload
+from run_transcription.sources import FolderSource, SqsSource
+from run_transcription.worker import OutOfTime, Stop, Turn, work, work_once
+
+ODD = "uploads/a b+ü%20 'x'.wav"
+
+
+@pytest.fixture
+def queue(stack):
+    """Fill a queue with one upload."""
+    source = SqsSource(stack.queue_url)
+    source.receive().finish()  # S3's test event
+    storage.store(f"s3://{stack.bucket}/uploads/a.wav", b"sound")
+    return source
+
+
+def fail(_upload):
+    """Stand for a defect."""
+    raise ZeroDivisionError
+
+
+def terminate(_upload=None):
+    """Send this process the signal that systemd sends."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_recording_is_finished_only_once_it_is_processed(queue, stack):
+    """While a job runs its message is hidden, not deleted; afterwards it is gone."""
+    seen = []
+    assert work_once(queue, lambda upload: seen.append((upload.key, counts(stack.queue_url))), Stop()) is Turn.DONE
+    assert seen == [("uploads/a.wav", (0, 1))]
+    assert counts(stack.queue_url) == (0, 0)
+    assert work_once(queue, seen.append, Stop()) is Turn.EMPTY
+
+
+def test_a_failure_gives_the_message_back(queue, stack, caplog):
+    """An unexpected error makes the message visible again at once, and is logged with its traceback."""
+    assert work_once(queue, fail, Stop()) is Turn.FAILED
+    assert counts(stack.queue_url) == (1, 0)
+    assert "uploads/a.wav" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_interruption_gives_the_message_back_and_goes_on_up(queue, stack):
+    """Ctrl-C must end the worker, and must not hide the message for five minutes."""
+
+    def interrupted(_upload):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work_once(queue, interrupted, Stop())
+    assert counts(stack.queue_url) == (1, 0)
+
+
+def test_what_comes_after_the_stop_goes_back(queue, stack):
+    """A message that a poll brings after SIGTERM is not begun."""
+    assert work_once(queue, fail, Stop(requested=True)) is Turn.EMPTY
+    assert counts(stack.queue_url) == (1, 0)
+
+
+def test_a_source_that_cannot_be_read_is_a_failed_turn(caplog):
+    """A queue that is gone for a while is one line in the log, and no end of the worker."""
+    assert work_once(BrokenSource(), fail, Stop()) is Turn.FAILED
+    assert caplog.messages == ["no route to the queue"]
+
+
+def test_sigterm_lets_the_job_in_hand_end(queue, stack):
+    """The job ends, its message is deleted, and no other is begun."""
+    ended = []
+
+    def process(upload):
+        terminate()
+        time.sleep(0.2)
+        ended.append(upload.key)
+
+    storage.store(f"s3://{stack.bucket}/uploads/b.wav", b"sound")
+    with worker.stoppable(30) as stop:
+        work(queue, process, stop, once=False)
+    assert ended == ["uploads/a.wav"]
+    assert counts(stack.queue_url) == (1, 0)
+
+
+def test_sigterm_gives_back_a_job_that_takes_too_long(queue, stack):
+    """After --stop-seconds the job is broken off, and its message is visible at once."""
+    began = time.monotonic()
+    with worker.stoppable(0.3) as stop:
+        work(queue, lambda _upload: (terminate(), time.sleep(30)), stop, once=False)
+    assert time.monotonic() - began < 10
+    assert counts(stack.queue_url) == (1, 0)
+
+
+def test_a_second_sigterm_gives_the_job_back_at_once(queue, stack):
+    """Who asks twice does not want to wait."""
+    began = time.monotonic()
+    with worker.stoppable(60) as stop, soon(terminate, 0.5), soon(terminate, 1):
+        work(queue, lambda _upload: time.sleep(30), stop, once=False)
+    assert time.monotonic() - began < 10
+    assert counts(stack.queue_url) == (1, 0)
+
+
+def test_sigterm_ends_an_idle_worker_within_a_poll(stack):
+    """A poll is short, as a signal does not end it."""
+    source = SqsSource(stack.queue_url)
+    source.receive().finish()
+    began = time.monotonic()
+    with worker.stoppable(60) as stop, soon(terminate, 0.5):
+        work(source, fail, stop, once=False)
+    assert time.monotonic() - began < 4
+
+
+def test_signal_handlers_are_put_back():
+    """Nothing of the worker's signals stays behind, not even a running alarm."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)
+    with worker.stoppable(60) as stop:
+        terminate()
+        assert stop.requested
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_once_gives_up_on_a_source_where_everything_fails(monkeypatch):
+    """Without a dead-letter queue a failing message would come for ever; the failures are counted."""
+    monkeypatch.setattr(worker, "LONGEST_PAUSE", 0.0)
+    source = EndlessSource()
+    assert work(source, fail, Stop(), once=True) == worker.MOST_FAILURES
+    assert source.fates == ["released"] * worker.MOST_FAILURES
+
+
+def test_a_failing_worker_waits_before_it_takes_more():
+    """Failures in a row slow a worker down, so that a broken one does not empty the queue into the dead letters."""
+    source = EndlessSource()
+    with worker.stoppable(60) as stop, soon(terminate, 2.0):
+        work(source, fail, stop, once=False)
+    assert source.received == 2  # at once, after 1 s, and then 2 s later
+
+
+def test_out_of_time_is_not_swallowed_by_code_that_catches_exceptions():
+    """A library's `except Exception` must not keep a worker alive past its time."""
+    assert not issubclass(OutOfTime, Exception)
+
+
+@pytest.mark.parametrize(
+    ("output", "trigger"),
+    [
+        ("s3://bucket/uploads", "uploads/"),
+        ("s3://bucket/uploads/texts/", "uploads/"),
+        ("s3://bucket", "results/"),
+        ("s3://bucket/a", "a"),
+        (None, "failed/"),
+        (None, ""),
+    ],
+)
+def test_an_output_that_would_trigger_itself_is_refused(output, trigger):
+    """Results under the trigger's prefix would each cause the next job, for ever."""
+    with pytest.raises(TranscriptionError, match="would be taken for recordings"):
+        worker.refuse_loop(output, trigger)
+
+
+@pytest.mark.parametrize(
+    ("output", "trigger"),
+    [(None, "uploads/"), ("s3://bucket/texts", "uploads/"), ("s3://other", ""), ("out", ""), ("s3://b/up", "uploads/")],
+)
+def test_an_output_beside_the_trigger_is_taken(output, trigger):
+    """The usual layouts are not refused."""
+    worker.refuse_loop(output, trigger)
+
+
+def test_a_folder_with_its_own_results_in_it_is_refused(tmp_path):
+    """The same loop, in a folder: also by a way around, and by a folder that is called as our own are."""
+    (tmp_path / "results").mkdir()
+    for folder, output in (
+        (tmp_path, str(tmp_path)),
+        (tmp_path, str(tmp_path / "x" / "..")),
+        (tmp_path / "results", None),
+    ):
+        with pytest.raises(TranscriptionError, match="would be taken for recordings"):
+            worker.refuse_loop(output, "uploads/", folder)
+    worker.refuse_loop(None, "uploads/", tmp_path)
+    worker.refuse_loop("s3://bucket/uploads", "uploads/", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--queue-url", "http://127.0.0.1:1/q", "--source", "."]], ids=["neither", "both"]
+)
+def test_a_worker_has_exactly_one_source(arguments):
+    """A worker without work, or with two kinds of it, is a mistake of usage."""
+    outcome = CliRunner().invoke(worker.worker, arguments)
+    assert outcome.exit_code == 2
+    assert "Give either --queue-url or --source" in outcome.output
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, model):
+    """Load a model, with a folder for results."""
+    home = tmp_path_factory.mktemp("home")
+    handle = optimized_loader.load(ModelSpec(model, device="cpu", dtype="float32", home=home))
+    return worker.Desk(handle, Decoding(), ("json", "txt"), None)
+
+
+def test_a_recording_is_transcribed_once_for_each_content(desk, tmp_path):
+    """A duplicate is passed over, and a new version of the same name is not."""
+    tone(tmp_path / "a.wav", 1)
+    first = Upload(str(tmp_path), "a.wav", "v1")
+    assert worker.transcribe(desk, first).status == "COMPLETED"
+    assert worker.transcribe(desk, first) is None
+    assert worker.transcribe(desk, replace(first, version="v2")).status == "COMPLETED"
+    assert len(list(tmp_path.glob("results/a.wav/*/transcript.json"))) == 2
+
+
+def test_a_failure_is_written_once_too(desk, tmp_path):
+    """A duplicate of a recording that can't be transcribed is not tried again."""
+    (tmp_path / "a.wav").write_bytes(b"no sound")
+    upload = Upload(str(tmp_path), "a.wav", "v1")
+    assert worker.transcribe(desk, upload).error.code == "not_audio"
+    assert worker.transcribe(desk, upload) is None
+    assert len(list(tmp_path.glob("failed/a.wav/*.json"))) == 1
+
+
+@pytest.mark.parametrize("own", ["results/a.wav", "failed/a.wav", "work/a.wav"])
+def test_what_a_worker_wrote_is_no_recording(desk, tmp_path, own):
+    """A notification without a prefix announces our own files too: they end there."""
+    tone(tmp_path / "a.wav", 1)
+    assert worker.transcribe(desk, Upload(str(tmp_path), own, "v1")) is None
+    assert not (tmp_path / "results").exists()
+
+
+def run_worker(*arguments, home):
+    """Run a worker as its own process until nothing is left."""
+    command = [sys.executable, "-m", "run_transcription", "worker", *arguments, "--once", "--dtype", "float32"]
+    environment = os.environ | {"TRANSCRIBE_HOME": str(home), "OMP_NUM_THREADS": "2"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def shift(emulator, model, tmp_path_factory):
+    """One run of a real worker process: a good recording with an odd name, a text named .wav, and poison."""
+    stack, folder = make_stack("shift"), tmp_path_factory.mktemp("shift")
+    root = f"s3://{stack.bucket}"
+    storage.upload(tone(folder / "a.wav", 2), f"{root}/{ODD}")
+    storage.store(f"{root}/uploads/text.wav", b"this is no sound")
+    storage.store(f"{root}/uploads/", b"")
+    done = run_worker("--queue-url", stack.queue_url, "--model", model, home=folder / "home")
+    return stack, done, json_below(f"{root}/results/"), json_below(f"{root}/failed/")
+
+
+def json_below(address):
+    """Return the json documents below an address, by address."""
+    return {found: json.loads(storage.read(found)) for found in storage.listing(address) if found.endswith(".json")}
+
+
+def test_a_worker_process_empties_the_queue(shift):
+    """All messages are done with, the corrupt recording's too, and nothing went to the dead letters."""
+    stack, done, _, _ = shift
+    assert done.returncode == 0, done.stderr
+    assert counts(stack.queue_url) == (0, 0)
+    assert counts(stack.dead_letter_url) == (0, 0)
+    assert done.stdout == ""
+
+
+def test_a_result_names_its_files_and_they_are_what_it_says(shift):
+    """Who reads the json can trust the files beside it: each has the hash and the size that stand there."""
+    stack, _, results, _ = shift
+    ((address, document),) = results.items()
+    assert address.startswith(f"s3://{stack.bucket}/results/{ODD}/{document['input']['identity']}/")
+    assert document["status"] == "COMPLETED"
+    assert set(document["files"]) == {"txt", "srt", "vtt"}
+    for file in document["files"].values():
+        content = storage.read(file["address"])
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (file["sha256"], file["size"])
+
+
+def test_a_result_says_which_recording_it_is_of(shift):
+    """The json has the recording's address and version, and its place is its identity's."""
+    stack, _, results, _ = shift
+    (document,) = results.values()
+    recording = f"s3://{stack.bucket}/{ODD}"
+    version = storage.version(recording)
+    upload = Upload(f"s3://{stack.bucket}", ODD, version, version)
+    assert document["input"]["recording"] == recording
+    assert document["input"]["version_id"] == version
+    assert document["input"]["identity"] == names.identity(
+        upload, document["model"]["revision"], Decoding(), ("json", "txt", "srt", "vtt")
+    )
+
+
+def test_a_corrupt_recording_has_its_failure_with_a_reason(shift):
+    """It is told, by a code and in words, and not tried again."""
+    stack, done, _, failed = shift
+    ((address, document),) = failed.items()
+    assert address.startswith(f"s3://{stack.bucket}/failed/uploads/text.wav/")
+    assert document["status"] == "FAILED"
+    assert document["error"]["code"] == "not_audio"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_is_emptied_likewise(model, tmp_path):
+    """A folder's results stand beside it, in the same layout; a second run has nothing to do."""
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    tone(inbox / "a b.wav", 1)
+    (inbox / "bad.mp3").write_bytes(b"")
+    arguments = ("--source", str(inbox), "--model", model, "-f", "json")
+    done = run_worker(*arguments, home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    (result,) = tmp_path.glob("results/a b.wav/*/transcript.json")
+    (failure,) = tmp_path.glob("failed/bad.mp3/*.json")
+    assert json.loads(result.read_bytes())["status"] == "COMPLETED"
+    assert json.loads(failure.read_bytes())["error"]["code"] == "empty_file"
+    written = result.stat().st_mtime_ns
+    assert "done before" in run_worker(*arguments, home=tmp_path / "home").stderr
+    assert result.stat().st_mtime_ns == written
+    assert sorted(path.name for path in inbox.iterdir()) == ["a b.wav", "bad.mp3"]
+
+
+def test_a_source_that_is_not_there_costs_no_model(emulator, tmp_path):
+    """Mistakes are said in one line, before the model is loaded."""
+    for arguments in (["--source", str(tmp_path / "absent")], ["--queue-url", "http://127.0.0.1:1/absent/q"]):
+        done = CliRunner().invoke(worker.worker, [*arguments, "--model", str(tmp_path / "no-model")])
+        assert done.exit_code == 1
+        assert done.output.count("\n") == 1
+        assert "absent" in done.output
+
+
+def test_folder_sources_and_queues_are_one_kind_of_source(tmp_path):
+    """The loop needs to know nothing of where deliveries come from."""
+    tone(tmp_path / "a.wav", 1)
+    os.utime(tmp_path / "a.wav", (1, 1))
+    seen = []
+    source = FolderSource(Path(tmp_path), lambda name: name.endswith(".wav"))
+    assert work(source, seen.append, Stop(), once=True) == 0
+    assert [upload.key for upload in seen] == ["a.wav"]
