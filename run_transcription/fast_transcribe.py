@@ -143,7 +143,7 @@ def _transcribe_each(jobs: Sequence[Job], deliver: Callable[[Job, Progress], Res
             with display.progress(label) as progress:
                 result = deliver(job, progress)
         except TranscriptionError as error:
-            failures[job.recording] = str(error)
+            failures[job.recording] = _reason(error)
         else:
             if result.error is None:
                 display.say(f"{label}: {_summary(result)}")
@@ -180,10 +180,14 @@ def _all_refused(jobs: Sequence[Job]) -> dict[str, str]:
         try:
             _try_to_open(job.recording)
         except TranscriptionError as error:
-            refusals[job.recording] = f"{error.code}: {error}" if isinstance(error, Rejected) else str(error)
+            refusals[job.recording] = _reason(error)
         else:
             return {}
     return refusals
+
+
+def _reason(error: TranscriptionError) -> str:
+    return f"{error.code}: {error}" if isinstance(error, Rejected) else str(error)
 
 
 def _try_to_open(recording: str) -> None:

@@ -232,7 +232,7 @@ class Job:
 
     recording: str
     results: str  # address without extension: ".json", ".srt", … are added
-    failed: str | None = None  # address of the FAILED result; None: raised instead
+    failed: str | None = None  # address of the FAILED result; None: it is only returned
     version_id: str | None = None
     identity: str | None = None
 

@@ -88,6 +88,19 @@ def store(address: str, data: bytes, *, if_absent: bool = False) -> StoredFile:
     return StoredFile(address, hashlib.sha256(data).hexdigest(), len(data))
 
 
+def require_writable(address: str) -> None:
+    """Make a folder and try it, so that nobody waits for a result that can't be kept; S3 is not asked.
+
+    Raises TranscriptionError.
+    """
+    if is_s3(address):
+        return
+    with aws.plainly(f"write into {address}"):
+        Path(address).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=address):
+            pass
+
+
 def exists(address: str) -> bool:
     """Tell whether there is a file or an object at an address."""
     return version(address) is not None

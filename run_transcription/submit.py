@@ -56,10 +56,11 @@ class Outcome:
 @click.option("--wait", is_flag=True, help="End when all results are there; exit status 1 if a recording failed.")
 @click.option("-o", "--output-dir", "output", metavar="s3://BUCKET/PREFIX", help="Where --wait looks: the worker's -o.")
 def submit(audio: tuple[Path, ...], bucket: str, prefix: str, output: str | None, *, wait: bool) -> None:
-    r"""Upload recordings, or folders of them, to the bucket that a worker serves, and print their keys.
+    """Upload recordings, or folders of them, to the bucket that a worker serves, and print their keys.
 
     \b
-    run-transcription submit talk.mp3 --bucket my-bucket --wait
+    Example:
+      run-transcription submit talk.mp3 --bucket my-bucket --wait
     """
     root = f"{storage.SCHEME}{bucket}"
     output = (output or root).rstrip("/")

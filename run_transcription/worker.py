@@ -96,22 +96,25 @@ def worker(  # noqa: PLR0913 - one parameter for each option
     spec: ModelSpec,
     decoding: Decoding,
 ) -> None:
-    r"""Transcribe what arrives in a bucket or a folder, and put the results back there.
+    """Transcribe what arrives in a bucket or a folder, and put the results back there.
 
     A recording KEY gives results/KEY/IDENTITY/transcript.json and its other formats, the json last; one that can't be
     transcribed gives failed/KEY/IDENTITY.json. SIGTERM finishes the job in hand, or gives it back.
 
     \b
-    run-transcription worker --queue-url https://sqs.eu-west-1.amazonaws.com/123456789012/transcribe
-    run-transcription worker --source inbox/ --once
+    Examples:
+      run-transcription worker --queue-url https://sqs.eu-west-1.amazonaws.com/123456789012/transcribe
+      run-transcription worker --source inbox/ --once
     """
     refuse_loop(output, trigger_prefix, folder)
     source = source_for(queue_url, folder)
+    if output is None and folder is not None:
+        output = str(folder.resolve().parent)
+    if output is not None:
+        storage.require_writable(output)
     with stoppable(stop_seconds) as stop:
         handle = optimized_loader.load(spec)
         log.info("ready: %s on %s", handle.engine.facts.id, handle.engine.facts.device)
-        if output is None and folder is not None:
-            output = str(folder.resolve().parent)
         desk = Desk(handle, decoding, formats, output)
         if work(source, partial(transcribe, desk), stop, once=once):
             raise TranscriptionError("some recordings were given back, as the log says: they are not transcribed")
@@ -174,7 +177,7 @@ def work_once(source: sources.Source, process: Callable[[Upload], object], stop:
         with delivery.held():
             for upload in delivery.uploads:
                 process(upload)
-        pass
+        delivery.finish()
     except Exception:
         log.exception("given back: %s", options.one_line(", ".join(upload.address for upload in delivery.uploads)))
         delivery.release()

@@ -231,6 +231,14 @@ def test_sound_that_begins_after_its_video_keeps_its_place(tmp_path: Path) -> No
     assert not samples[: 2 * SAMPLE_RATE].any()
 
 
+def test_clock_of_the_container_need_not_start_at_zero(tmp_path: Path) -> None:
+    """A stream cut out of a broadcast begins at some hour of its clock: that hour is no silence."""
+    path = encode(tmp_path / "a.mkv", "pcm_s16le", tone(1.0)[None], SAMPLE_RATE, starts=(3600.0,))
+    samples, facts = decoded(path)
+    assert len(samples) == SAMPLE_RATE
+    assert facts.gaps == 0
+
+
 def test_timestamp_beyond_a_day_is_damage_and_no_silence(tmp_path: Path) -> None:
     """A clock that jumps by years does not make years of silence; the jump is a warning."""
     path = encode(tmp_path / "a.mkv", "pcm_s16le", tone(1.0)[None], SAMPLE_RATE, starts=(0.0, 1e8))

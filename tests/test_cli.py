@@ -152,6 +152,15 @@ def test_one_bad_file_does_not_stop_the_others(here, talk, model):
     assert "Traceback" not in result.stderr
 
 
+def test_a_bad_file_among_printed_ones_is_named_with_its_code(here, talk, model):
+    """With the text on standard output a bad file is said in the same words as with -o."""
+    (here / "bad.wav").write_text("no sound at all")
+    result = run("transcribe", talk, "bad.wav", "--model", model)
+    assert result.exit_code == 1
+    assert result.stdout == run("transcribe", talk, "--model", model).stdout
+    assert result.stderr.strip().splitlines()[-2].startswith("FAILED bad.wav: not_audio: ")
+
+
 def test_bad_files_alone_never_cost_the_model(here):
     """Where no recording can be opened, torch isn't even imported."""
     (here / "empty.wav").touch()

@@ -127,6 +127,17 @@ def test_sigterm_ends_an_idle_worker_within_a_poll(stack):
     assert time.monotonic() - began < 4
 
 
+def test_an_output_that_cannot_be_written_costs_no_model(tmp_path):
+    """What can't be kept is not begun: found before the model is loaded, in one line."""
+    tone(tmp_path / "a.wav", 1)
+    (tmp_path / "inbox").mkdir()
+    arguments = ["--source", str(tmp_path / "inbox"), "-o", str(tmp_path / "a.wav"), "--model", "none"]
+    done = CliRunner().invoke(worker.worker, arguments)
+    assert done.exit_code == 1
+    assert "cannot write into" in done.output
+    assert done.output.count("\n") == 1
+
+
 def test_signal_handlers_are_put_back():
     """Nothing of the worker's signals stays behind, not even a running alarm."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)

@@ -18,9 +18,9 @@ DIGITS = {
     "de": ("null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"),
 }
 CALL_SIGNS = (
-    *("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet", "kilo", "lima", "mike"),
-    *("november", "oscar", "papa", "quebec", "romeo", "sierra", "tango", "uniform", "victor", "whiskey", "xray", "yankee"),
-    "zulu",
+    *("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet", "kilo", "lima"),
+    *("mike", "november", "oscar", "papa", "quebec", "romeo", "sierra", "tango", "uniform", "victor", "whiskey"),
+    *("xray", "yankee", "zulu"),
 )
 WORDS = {"en": (*DIGITS["en"], *CALL_SIGNS), "de": DIGITS["de"]}
 ALL_WORDS = (*WORDS["en"], *WORDS["de"])
@@ -86,10 +86,8 @@ def build() -> tuple[Tokenizer, Vocabulary]:
 def tokenizer_config() -> dict[str, Any]:
     """Return tokenizer_config.json: every special token listed in order, as transformers and faster-whisper want it."""
     vocabulary = build()[1]
-    decoder = {
-        str(i): {"content": name, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
-        for name, i in vocabulary.special.items()
-    }
+    plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    decoder = {str(i): {"content": name, **plain} for name, i in vocabulary.special.items()}
     return {
         "tokenizer_class": "WhisperTokenizer",
         "bos_token": "<|endoftext|>",
