@@ -13,10 +13,10 @@ PYTEST_ARGS ?=
 TOOLS := espeak-ng shellcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check format lock tools clean
+.PHONY: help setup demo test lint check format demo-model-card lock tools clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## make .venv and install everything; TORCH_INDEX=URL takes torch from another index
 
@@ -39,6 +39,9 @@ check: lint test ## lint and test
 format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+demo-model-card: setup ## measure the demo model on speech it never heard and write its card (espeak-ng; half an hour)
+	@$(BIN)/python tools/measure_demo_model.py
 
 lock: setup ## resolve the dependencies anew into requirements.lock, without torch and what it brings
 	@echo torch > torch.tmp; $(BIN)/uv --no-config pip compile --universal --python-version 3.11 --generate-hashes \

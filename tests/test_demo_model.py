@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+
 from run_transcription import demo, direct_transcribe, optimized_loader
 from run_transcription.records import SAMPLE_RATE, Decoding, ModelSpec
-from safetensors import safe_open
 
 FOLDER = Path(demo.__file__).parent / "model"
 CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -114,9 +115,20 @@ def test_faster_whisper_reads_a_demo_recording(converted):
 
 def test_onnxruntime_genai_builds_it(tmp_path):
     """onnxruntime-genai's builder takes the folder as it is."""
-    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(FOLDER), "-o", str(tmp_path / "onnx")]
+    builder = [
+        sys.executable,
+        "-m",
+        "onnxruntime_genai.models.builder",
+        "-m",
+        str(FOLDER),
+        "-o",
+        str(tmp_path / "onnx"),
+    ]
     done = subprocess.run(
-        [*builder, "-p", "fp32", "-e", "cpu", "-c", str(tmp_path / "cache")], capture_output=True, text=True, check=False
+        [*builder, "-p", "fp32", "-e", "cpu", "-c", str(tmp_path / "cache")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     built = {path.name for path in (tmp_path / "onnx").iterdir()}
