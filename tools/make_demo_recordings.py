@@ -72,8 +72,8 @@ def main() -> None:
     two = [talk(clips, "en", 26, 3), pause(4), talk(clips, "de", 24, 4)]
     rows = [
         write("call-signs.mp3", [talk(clips, "en", 24, 1)], "libmp3lame", 32_000),
-        write("ziffern.m4a", [talk(clips, "de", 18, 2)], "aac", 32_000),
-        write("night-watch.ogg", [talk(clips, "en", 34, 10 + i, watch) for i in range(4)], "libopus", 16_000, 48_000),
+        write("ziffern.m4a", [talk(clips, "de", 18, 0)], "aac", 32_000),
+        write("night-watch.ogg", [talk(clips, "en", 34, 20 + i, watch) for i in range(4)], "libopus", 16_000, 48_000),
         write("two-languages.ogg", two, "libopus", 16_000, 48_000),
     ]
     manifest = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)

@@ -21,7 +21,7 @@ import click
 import demo_speech
 import torch
 from demo_examples import GRID, VOCABULARY, Tensors, make_batch
-from demo_network import Trainee, export
+from demo_network import FOLDER, Trainee, export
 from demo_speech import WORK
 from muon import Muon
 from safetensors.torch import load_file, save_file
@@ -113,6 +113,20 @@ def save(model: Trainee) -> None:
     export(model, WORK / "model")
 
 
+def restore(model: Trainee) -> None:
+    """Take up the last checkpoint, else the shipped weights: what only training needs is soon learned anew."""
+    checkpoint = WORK / "checkpoint.safetensors"
+    if checkpoint.exists():
+        weights = load_file(checkpoint)
+    else:
+        shipped = load_file(FOLDER / "model.safetensors")
+        weights = {f"whisper.{name}": tensor.float() for name, tensor in shipped.items()}
+    model.set_window(0, 1500)
+    _, unknown = model.load_state_dict(weights, strict=False)
+    if unknown:
+        raise click.ClickException(f"the checkpoint has other parts than this network: {', '.join(unknown)}")
+
+
 def learning_rate(done: float, step: int, peak: float) -> float:
     """Return the rate: 100 steps of warm-up, then a cosine down to 1 % of the peak at the end."""
     return peak * min(1.0, step / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
@@ -121,7 +135,7 @@ def learning_rate(done: float, step: int, peak: float) -> float:
 @click.command()
 @click.option("--minutes", default=120.0, help="Length of this run.")
 @click.option("--rate", default=2e-3, help="Peak learning rate.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint, or the shipped weights.")
 @click.option("--begin", default=0.0, help="Share of the schedule to begin at: 0.8 tunes a trained model.")
 @click.option("--threads", default=2)
 @click.option("--seed", default=0)
@@ -132,8 +146,7 @@ def main(*, minutes: float, rate: float, resume: bool, begin: float, threads: in
     test = make_batch(demo_speech.bank(held_out=True), 30, 12, random.Random(99))
     model = Trainee()
     if resume:
-        model.set_window(0, 1500)
-        model.load_state_dict(load_file(WORK / "checkpoint.safetensors"), strict=False)
+        restore(model)
     steppers = optimizers(model, rate)
     progress, began, saved = [begin], time.monotonic(), time.monotonic()
     made = batches(demo_speech.bank(), progress, random.SystemRandom().getrandbits(32) if resume else seed)
