@@ -7,9 +7,11 @@ import http.client
 import json
 import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +36,9 @@ SMALL_FILES = (  # all but the weights; those that a checkpoint has
     "vocab.json",
     "merges.txt",
 )
-REACH_SECONDS = 2.0  # to find out whether there is a network
+REACH_SECONDS = 1.0  # to find out whether there is a network
 _READ = 1 << 20  # bytes
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ logger = logging.getLogger(__name__)
 def resolve(spec: ModelSpec) -> ModelFolder:
     """Return the model's folder: from this machine if it is here, else from the network.
 
-    Raises ModelNotLoaded, within three seconds where there is neither the model nor a network.
+    Raises ModelNotLoaded, after REACH_SECONDS where there is neither the model nor a network.
     """
     return on_this_machine(spec) or download(spec)
 
@@ -51,15 +54,21 @@ def resolve(spec: ModelSpec) -> ModelFolder:
 def on_this_machine(spec: ModelSpec) -> ModelFolder | None:
     """Return the model's folder without a look at the network; None for a Hugging Face id that is not here yet.
 
-    Raises ModelNotLoaded for a folder in which something is missing.
+    Raises ModelNotLoaded for a folder in which something is missing, and for a revision of a folder: it has none.
     """
-    if spec.model == "demo":
-        return _from_folder(DEMO, "demo")
-    path = Path(spec.model).expanduser()
-    if path.is_dir():
-        return _from_folder(path, path.resolve().name)
+    path = DEMO if spec.model == "demo" else Path(spec.model).expanduser()
+    if os.path.isdir(path):  # noqa: PTH112 - a Path would raise an error for a name that is too long
+        if spec.revision is not None:
+            raise ModelNotLoaded(
+                f"--revision {spec.revision}: --model {spec.model} is a folder, which has no revisions; leave it out"
+            )
+        return _from_folder(path, "demo" if spec.model == "demo" else path.resolve().name)
     if path.is_absolute() or spec.model.startswith(("./", "../", "~")) or spec.model.count("/") > 1:
         raise ModelNotLoaded(f"--model {spec.model}: no such folder")
+    if not _HUB_ID.fullmatch(spec.model):
+        raise ModelNotLoaded(
+            f"--model {spec.model} is neither a folder here nor a Hugging Face id such as openai/whisper-tiny"
+        )
     return _cached(spec, home(spec) / "models") or _cached(spec, None)
 
 
@@ -74,12 +83,19 @@ def small_files(folder: Path) -> list[Path]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model's folder in a fixed order; none where it has none."""
+    """Return the safetensors files of a model's folder in a fixed order; none where it has none.
+
+    Raises ModelNotLoaded where the index of several is none.
+    """
     whole, index = (folder / name for name in WEIGHTS)
     if whole.exists() or not index.exists():
         return [whole] if whole.exists() else []
-    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    return [folder / name for name in sorted(set(shards.values()))]
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return [folder / name for name in sorted(set(shards.values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ModelNotLoaded(f"{index} is not an index of weights ({reason}): fetch the model again") from error
 
 
 def sha256(paths: Iterable[Path]) -> str:
@@ -93,17 +109,22 @@ def sha256(paths: Iterable[Path]) -> str:
 
 
 def download(spec: ModelSpec) -> ModelFolder:
-    """Fetch a Hugging Face model into its usual cache, with a progress bar on standard error."""
-    import huggingface_hub
+    """Fetch a Hugging Face model into its usual cache, with a progress bar on standard error.
 
+    Raises ModelNotLoaded where there is no network, or no such model.
+    """
     if not _reachable():
         raise ModelNotLoaded(
             f"the model {spec.model} is not on this machine and huggingface.co can't be reached: "
             "use --model demo, --model FOLDER, or a network for the first download"
         )
-    logger.info("fetching %s from Hugging Face", spec.model)
+    import huggingface_hub  # only now: it takes a second
+
     patterns = [*SMALL_FILES, *WEIGHTS, "model-*.safetensors"]
     try:
+        about = huggingface_hub.HfApi().model_info(spec.model, revision=spec.revision, files_metadata=True)
+        wanted = [file.size or 0 for file in about.siblings or () if any(fnmatch(file.rfilename, p) for p in patterns)]
+        logger.info("fetching %s from Hugging Face: %.1f MB", spec.model, sum(wanted) / 1e6)
         path = huggingface_hub.snapshot_download(spec.model, revision=spec.revision, allow_patterns=patterns)
     except (OSError, ValueError, _network_error()) as error:
         raise ModelNotLoaded(f"the model {spec.model} could not be fetched: {_first_line(error)}") from error
@@ -117,10 +138,13 @@ def _from_folder(path: Path, name: str) -> ModelFolder:
     _checked(ModelFolder(name, path, ""))
     digest = xxhash.xxh3_128()
     for file in small_files(path) + weight_files(path):
-        digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as opened:
-            while block := opened.read(_READ):
-                digest.update(block)
+        try:
+            digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as opened:
+                while block := opened.read(_READ):
+                    digest.update(block)
+        except OSError as error:
+            raise ModelNotLoaded(f"{file} of --model {path} can't be read: {error.strerror}") from error
     return ModelFolder(name, path, f"xxh3-{digest.hexdigest()}")
 
 
@@ -136,22 +160,20 @@ def _checked(folder: ModelFolder) -> ModelFolder:
 
 
 def _cached(spec: ModelSpec, cache: Path | None) -> ModelFolder | None:
-    """Look into a cache of Hugging Face's layout (None: the user's); a half-finished download doesn't count."""
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    """Look into a cache of Hugging Face's layout (None: the user's); a half-finished download doesn't count.
 
+    By the documented layout alone: the library's own look takes a second to import, and readers wait for the answer.
+    """
+    from huggingface_hub import constants
+
+    root = Path(cache or constants.HF_HUB_CACHE) / f"models--{spec.model.replace('/', '--')}"
+    revision = spec.revision or "main"
+    reference = root / "refs" / revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    path = root / "snapshots" / commit
     try:
-        path = Path(
-            huggingface_hub.snapshot_download(
-                spec.model, revision=spec.revision, cache_dir=cache, local_files_only=True
-            )
-        )
-        return _checked(ModelFolder(spec.model, path, path.name))
-    except HFValidationError as error:
-        raise ModelNotLoaded(
-            f"--model {spec.model} is neither a folder here nor a Hugging Face id such as openai/whisper-tiny"
-        ) from error
-    except (LocalEntryNotFoundError, ModelNotLoaded):
+        return _checked(ModelFolder(spec.model, path, commit))
+    except ModelNotLoaded:
         return None
 
 
