@@ -117,7 +117,7 @@ def transcribe(
     failures = _all_refused(jobs)
     if not failures:
         handle = optimized_loader.load(spec)
-        handle.engine.check(decoding)
+        decoding = handle.engine.check(decoding)
         deliver = _print if printed else process
         failures = _transcribe_each(jobs, lambda job, progress: deliver(job, handle, decoding, formats, progress))
     if failures:

@@ -48,7 +48,10 @@ COMMAND_SETTINGS: dict[str, Any] = {
 
 
 class Command(click.Command):
-    """A command whose known errors are one line and exit status 1, and whose Ctrl-C is exit status 130."""
+    """A command whose errors are one line, and whose Ctrl-C is exit status 130.
+
+    Known errors end with status 1, wrong usage with click's 2.
+    """
 
     def __init__(self, *positional: Any, **named: Any) -> None:
         super().__init__(*positional, **named)
@@ -56,11 +59,20 @@ class Command(click.Command):
             if isinstance(option, click.Option) and option.allow_from_autoenv:
                 option.envvar = environment_variable(option)
 
+    def make_context(self, *positional: Any, **named: Any) -> click.Context:
+        """Read the command line; what is wrong with it is one line."""
+        try:
+            return super().make_context(*positional, **named)
+        except click.UsageError as error:
+            raise WrongUsage(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and say what went wrong in one line."""
         log_to_stderr()
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise WrongUsage(error) from error
         except TranscriptionError as error:
             raise click.ClickException(one_line(str(error))) from error
         except KeyboardInterrupt:
@@ -76,6 +88,15 @@ class Command(click.Command):
 def command(name: str) -> Callable[[Function], Command]:
     """Make a function a command of this program, with the settings that all of them share."""
     return click.command(name, cls=Command, context_settings=COMMAND_SETTINGS)
+
+
+class WrongUsage(click.ClickException):
+    """A usage error without click's three lines of usage around it."""
+
+    exit_code = 2
+
+    def __init__(self, error: click.UsageError) -> None:
+        super().__init__(one_line(f"{error.format_message()} (--help shows all options)"))
 
 
 def environment_variable(option: click.Option) -> str:

@@ -122,6 +122,7 @@ def worker(  # noqa: PLR0913 - one parameter for each option
         storage.require_writable(output)
     with stoppable(stop_seconds) as stop:
         handle = optimized_loader.load(spec)
+        decoding = handle.engine.check(decoding)  # a wrong option is no recording's fault
         log.info("ready: %s on %s", handle.engine.facts.id, handle.engine.facts.device)
         desk = Desk(handle, decoding, formats, output)
         given_back = work(source, partial(transcribe, desk), stop, once=once)

@@ -396,3 +396,14 @@ def test_from_s3_to_s3(here, talk, model, stack):
     assert f"FAILED {root}/none.wav: not_found" in result.stderr
     printed = run("transcribe", f"{root}/in/x/talk one+.wav", "--model", model)
     assert printed.stdout_bytes == storage.read(f"{root}/out/talk one+.txt")
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--threads", "x"), ("--chunk-length", "31"), ("--dtype", "int8"), ("--nonsense",), ("-f", "doc")]
+)
+def test_wrong_usage_is_one_line(wrong):
+    """A bad value or an unknown option is said in one line that names it, and the exit status is click's 2."""
+    done = run("transcribe", "talk.wav", *wrong)
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert wrong[0] in done.stderr

@@ -467,3 +467,17 @@ def test_folder_sources_and_queues_are_one_kind_of_source(tmp_path):
     source = FolderSource(Path(tmp_path), lambda name: name.endswith(".wav"))
     assert work(source, seen.append, Stop(), once=True) == set()
     assert [upload.key for upload in seen] == ["a.wav"]
+
+
+def test_a_wrong_language_is_no_recordings_fault(model, tmp_path):
+    """A language that the model doesn't have ends the worker; no recording is declared failed for it."""
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    tone(inbox / "good.wav", 1.0)
+    command = ["worker", "--source", str(inbox), "--once", "--model", str(model), "--language", "klingon"]
+    done = subprocess.run(
+        [sys.executable, "-m", "run_transcription", *command], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 1
+    assert "klingon" in done.stderr
+    assert not (tmp_path / "failed").exists()
