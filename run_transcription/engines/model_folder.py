@@ -7,6 +7,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -36,6 +37,7 @@ SMALL_FILES = (  # all but the weights; those that a checkpoint has
 )
 REACH_SECONDS = 2.0  # to find out whether there is a network
 _READ = 1 << 20  # bytes
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 
 logger = logging.getLogger(__name__)
 
@@ -48,19 +50,43 @@ def resolve(spec: ModelSpec) -> ModelFolder:
     return on_this_machine(spec) or download(spec)
 
 
-def on_this_machine(spec: ModelSpec) -> ModelFolder | None:
+def on_this_machine(spec: ModelSpec, known: ModelFolder | None = None) -> ModelFolder | None:
     """Return the model's folder without a look at the network; None for a Hugging Face id that is not here yet.
 
+    The content of a local folder is hashed, unless its files have the sizes and times that they had in `known`.
     Raises ModelNotLoaded for a folder in which something is missing.
     """
-    if spec.model == "demo":
-        return _from_folder(DEMO, "demo")
-    path = Path(spec.model).expanduser()
+    path = local_folder(spec)
+    if path is None:
+        return _cached(spec, home(spec) / "models") or _cached(spec, None)
+    return _from_folder(path, model_id(spec), known)
+
+
+def local_folder(spec: ModelSpec) -> Path | None:
+    """Return the folder that a spec names; None for a Hugging Face id. Raises ModelNotLoaded where it is neither."""
+    path = DEMO if spec.model == "demo" else Path(spec.model).expanduser()
     if path.is_dir():
-        return _from_folder(path, path.resolve().name)
+        return path
     if path.is_absolute() or spec.model.startswith(("./", "../", "~")) or spec.model.count("/") > 1:
         raise ModelNotLoaded(f"--model {spec.model}: no such folder")
-    return _cached(spec, home(spec) / "models") or _cached(spec, None)
+    if not _HUB_ID.fullmatch(spec.model):
+        raise ModelNotLoaded(
+            f"--model {spec.model} is neither a folder here nor a Hugging Face id such as openai/whisper-tiny"
+        )
+    return None
+
+
+def model_id(spec: ModelSpec) -> str:
+    """Return the name under which a model's state is kept: the id, or the name of its folder."""
+    if spec.model == "demo":
+        return spec.model
+    path = Path(spec.model).expanduser()
+    return path.resolve().name if path.is_dir() else spec.model
+
+
+def state_folder(spec: ModelSpec) -> Path:
+    """Return where the state of a model lies, if it has one: under home, by the model's id."""
+    return home(spec) / "gpu_state" / model_id(spec).replace("/", "--")
 
 
 def home(spec: ModelSpec) -> Path:
@@ -110,18 +136,28 @@ def download(spec: ModelSpec) -> ModelFolder:
     return _checked(ModelFolder(spec.model, Path(path), Path(path).name))
 
 
-def _from_folder(path: Path, name: str) -> ModelFolder:
+def _from_folder(path: Path, name: str, known: ModelFolder | None) -> ModelFolder:
     """Take a folder for a model, its revision being a hash of all that matters in it."""
     import xxhash
 
     _checked(ModelFolder(name, path, ""))
+    files = small_files(path) + weight_files(path)
+    stamps = _stamps(files)
+    if known is not None and known.stamps == stamps:
+        return ModelFolder(name, path, known.revision, stamps)
     digest = xxhash.xxh3_128()
-    for file in small_files(path) + weight_files(path):
+    for file in files:
         digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as opened:
             while block := opened.read(_READ):
                 digest.update(block)
-    return ModelFolder(name, path, f"xxh3-{digest.hexdigest()}")
+    return ModelFolder(name, path, f"xxh3-{digest.hexdigest()}", stamps)
+
+
+def _stamps(files: Iterable[Path]) -> str:
+    """Return name, size and times of files. A change that keeps all of them has to set the system's clock back."""
+    found = [(file.name, file.stat()) for file in files]
+    return " ".join(f"{name}:{facts.st_size}:{facts.st_mtime_ns}:{facts.st_ctime_ns}" for name, facts in found)
 
 
 def _checked(folder: ModelFolder) -> ModelFolder:
@@ -136,22 +172,20 @@ def _checked(folder: ModelFolder) -> ModelFolder:
 
 
 def _cached(spec: ModelSpec, cache: Path | None) -> ModelFolder | None:
-    """Look into a cache of Hugging Face's layout (None: the user's); a half-finished download doesn't count."""
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    """Look into a cache of Hugging Face's layout (None: the user's); a half-finished download doesn't count.
 
+    By the documented layout alone: the library's own look takes a second to import, and readers wait for the answer.
+    """
+    from huggingface_hub import constants
+
+    root = Path(cache or constants.HF_HUB_CACHE) / f"models--{spec.model.replace('/', '--')}"
+    revision = spec.revision or "main"
+    reference = root / "refs" / revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    path = root / "snapshots" / commit
     try:
-        path = Path(
-            huggingface_hub.snapshot_download(
-                spec.model, revision=spec.revision, cache_dir=cache, local_files_only=True
-            )
-        )
-        return _checked(ModelFolder(spec.model, path, path.name))
-    except HFValidationError as error:
-        raise ModelNotLoaded(
-            f"--model {spec.model} is neither a folder here nor a Hugging Face id such as openai/whisper-tiny"
-        ) from error
-    except (LocalEntryNotFoundError, ModelNotLoaded):
+        return _checked(ModelFolder(spec.model, path, commit))
+    except ModelNotLoaded:
         return None
 
 
