@@ -9,11 +9,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 # commands that tests call, and the Debian packages that bring them
 TOOLS := espeak-ng shellcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check format lock tools clean
+.PHONY: help setup demo test lint check format bench summary lock tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +40,14 @@ check: lint test ## lint and test
 format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+bench: setup ## measure loading beside its peers, with records in benchmarks/results; some 20 GB of disk, an hour
+	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
+	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
+	@$(MAKE) --no-print-directory summary
+
+summary: setup ## write the tables of OPTIMIZATION_SUMMARY.md from the records
+	@$(BIN)/python benchmarks/summary.py
 
 lock: setup ## resolve the dependencies anew into requirements.lock, without torch and what it brings
 	@echo torch > torch.tmp; $(BIN)/uv --no-config pip compile --universal --python-version 3.11 --generate-hashes \
