@@ -10,14 +10,15 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-# commands that tests call, and the Debian packages that bring them
-TOOLS := espeak-ng shellcheck
+# programs, each with the Debian package that brings it: shellcheck is for the scripts, espeak-ng speaks for the demo
+# model's training, packer and sshd are for the image
+TOOLS := espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check format bench summary lock tools clean
+.PHONY: help setup demo test lint check format bench summary demo-model-card lock tools clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## make .venv and install everything; TORCH_INDEX=URL takes torch from another index
 
@@ -33,7 +34,8 @@ lint: setup ## ruff, mypy --strict, import layers, shellcheck
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@command -v shellcheck >/dev/null || { echo "shellcheck is lacking: make tools" >&2; exit 1; }
-	@git ls-files --cached --others --exclude-standard | xargs grep -lE '^#!.*[/ ](ba)?sh$$' | xargs shellcheck
+	@git ls-files -z --cached --others --exclude-standard | xargs -0 grep -lE --null '^#!.*[/ ](ba)?sh$$' | \
+		xargs -0 shellcheck
 
 check: lint test ## lint and test
 
@@ -49,14 +51,19 @@ bench: setup ## measure loading beside its peers, with records in benchmarks/res
 summary: setup ## write the tables of OPTIMIZATION_SUMMARY.md from the records
 	@$(BIN)/python benchmarks/summary.py
 
+demo-model-card: setup ## measure the demo model on speech it never heard and write its card (espeak-ng; half an hour)
+	@$(BIN)/python tools/measure_demo_model.py
+
 lock: setup ## resolve the dependencies anew into requirements.lock, without torch and what it brings
 	@echo torch > torch.tmp; $(BIN)/uv --no-config pip compile --universal --python-version 3.11 --generate-hashes \
 		--upgrade --extra dev --no-header --no-annotate --quiet --excludes torch.tmp \
 		--no-emit-package run-transcription --output-file requirements.lock pyproject.toml; \
 	status=$$?; rm -f torch.tmp; exit $$status
 
-tools: ## install the system tools that tests call (Debian, Ubuntu)
-	@missing=; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+tools: ## install the programs of the system that tests and tools call (Debian, Ubuntu)
+	@missing=; for row in $(TOOLS); do \
+		command -v "$${row%:*}" >/dev/null || missing="$$missing $${row#*:}"; \
+	done; \
 	[ -z "$$missing" ] && exit 0; \
 	command -v apt-get >/dev/null || { echo "install$$missing with this system's package manager" >&2; exit 1; }; \
 	root=$$([ "$$(id -u)" = 0 ] || echo sudo); \

@@ -8,31 +8,29 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
 import av.error
 import numpy as np
 
-from run_transcription.errors import Rejected
+from run_transcription.errors import Rejected, TranscriptionError
 from run_transcription.records import SAMPLE_RATE, AudioFacts
+from run_transcription.samples import as_float, mixed, without_nonsense
+from run_transcription.stream_clock import MAX_SECONDS, StreamClock, counted
 
 if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-    import numpy.typing as npt
     from av.container import InputContainer
 
     from run_transcription.records import Samples
 
 BLOCK_SECONDS = 10.0  # decoded at once: 60 MB for 8 channels at 192 kHz
 MAX_BLOCK = 30 * SAMPLE_RATE  # samples in the longest block handed out
-MAX_SECONDS = 24 * 3600.0  # no recording is longer; a timestamp beyond it is damage
+MAX_RATE = 6_000_000  # Hz; DSD512 has 22.6 MHz of single bits, which are decoded at an eighth
 MIN_SAMPLES = SAMPLE_RATE // 100  # less than one feature frame (10 ms) is no audio
-GAP_SECONDS = 0.1  # timestamps this far from the count of samples are a gap, nearer ones are rounding
-CANCELLED = 0.01  # power of the mix over the mean power of its channels: -20 dB
-LOUDEST = 1e6  # a float sample above it is no sound; its square would still fit into float32
 FEWEST_BITS = 50.0  # a second; a claimed length that leaves less is absurd (Codec 2 needs 450)
 
 PLAYLISTS = (b"#extm3u", b"ffconcat", b"[playlist]", b"v=0", b"<smil", b"<asx", b"<playlist", b"<mpd", b"[reference]")
@@ -47,12 +45,14 @@ def open_recording(path: Path) -> Iterator[AudioReader]:
     protocol with which a playlist or a reference inside the file could open another one.
     """
     with _open_file(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        if size == 0:
-            raise Rejected("empty_file", "the file is empty")
-        _refuse_playlist(file)
-        with _open_container(file) as container:
+        with _errors_told():
+            size = file.seek(0, 2)
+            file.seek(0)
+            if size == 0:
+                raise Rejected("empty_file", "the file is empty")
+            _refuse_playlist(file)
+            container = _open_container(file)
+        with container:
             yield AudioReader(container, size)
 
 
@@ -65,15 +65,15 @@ class AudioReader:
         if not isinstance(stream, av.AudioStream) or stream.codec_context is None:
             raise _without_sound(container)
         codec = stream.codec_context
+        _check_rate(codec.sample_rate)
         self.seconds = 0.0  # spent decoding
         self._container = container
         self._stream = stream
         self._header = AudioFacts(0.0, container.format.name, codec.name, codec.sample_rate, codec.channels, size)
-        self._claim = (container.duration or 0) / av.time_base  # seconds
-        self._origin = (container.start_time or 0) / av.time_base  # container time at which the recording begins
-        self._clock = 0.0  # seconds decoded, gaps included
+        origin = (container.start_time or 0) / av.time_base  # container time at which the recording begins
+        self._claim = _claimed_end(stream, container) - origin
+        self._clock = StreamClock(origin)
         self._samples = 0  # handed out, at 16 kHz
-        self._gaps = 0.0
         self._replaced = 0
         self._mixes: Counter[str] = Counter()
         self._warnings: Counter[str] = Counter()
@@ -91,10 +91,10 @@ class AudioReader:
         return replace(
             self._header,
             duration=self._samples / SAMPLE_RATE,
-            gaps=round(self._gaps, 3),
+            gaps=round(self._clock.gaps, 3),
             replaced_samples=self._replaced,
             mix=chosen[0] if chosen else "average",
-            warnings=tuple(text if n == 1 else f"{text} ({n} times)" for text, n in self._warnings.items()),
+            warnings=(*self._clock.warnings, *counted(self._warnings)),
         )
 
     def blocks(self) -> Iterator[Samples]:
@@ -102,7 +102,8 @@ class AudioReader:
         blocks = self._pieces()
         while True:
             start = time.perf_counter()
-            block = next(blocks, None)
+            with _errors_told():
+                block = next(blocks, None)
             self.seconds += time.perf_counter() - start
             if block is None:
                 return
@@ -142,41 +143,36 @@ class AudioReader:
     def _runs(self) -> Iterator[_Run]:
         """Yield decoded frames of one shape and rate in runs of about ten seconds, and silence for the gaps."""
         fifo, shape = av.AudioFifo(), None
-        for frame in self._frames():
-            gap = self._gap_before(frame)
+        for frame, shift in self._placed_frames():
             found = (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
-            if fifo.samples and (gap or found != shape or fifo.samples >= BLOCK_SECONDS * frame.sample_rate):
+            if fifo.samples and (shift or found != shape or fifo.samples >= BLOCK_SECONDS * frame.sample_rate):
                 yield _run(fifo)
             if found != shape:
                 fifo, shape = av.AudioFifo(), found
-            if gap:
-                yield from _silence(gap, frame.sample_rate)
-            self._clock += frame.samples / frame.sample_rate
+            yield from _silence(max(shift, 0.0), frame.sample_rate)
             frame.pts = None  # the queue would refuse a jump
             fifo.write(frame)
+            if shift < 0.0:
+                fifo.read(min(round(-shift * frame.sample_rate), frame.samples))
         if fifo.samples:
             yield _run(fifo)
 
-    def _gap_before(self, frame: av.AudioFrame) -> float:
-        """Return the seconds that the container leaves silent before a frame."""
-        if frame.time is None:
-            return 0.0
-        ahead = frame.time - self._origin - self._clock
-        if abs(ahead) < GAP_SECONDS:
-            return 0.0
-        if ahead < 0.0 or self._clock + ahead > MAX_SECONDS:
-            self._origin += ahead  # a clock set anew: what follows joins on here
-            self._warnings[f"the timestamps jump {'back' if ahead < 0 else 'beyond a day'}"] += 1
-            return 0.0
-        self._gaps += ahead
-        self._clock += ahead
-        return ahead
+    def _placed_frames(self) -> Iterator[tuple[av.AudioFrame, float]]:
+        """Yield each frame and the seconds of silence before it, or, negative, those to drop from its beginning."""
+        frames = self._frames()
+        frame = next(frames, None)
+        while frame is not None:
+            following = next(frames, None)
+            length = frame.samples / frame.sample_rate
+            yield frame, self._clock.place(frame.time, length, following.time if following else None)
+            frame = following
 
     def _frames(self) -> Iterator[av.AudioFrame]:
         """Decode what can be decoded; damage is noted and passed over."""
         for packet in self._packets():
             try:
-                yield from packet.decode() if packet else self._stream.codec_context.decode(None)
+                frames = packet.decode() if packet else self._stream.codec_context.decode(None)
+                yield from map(_readable, frames)
             except av.error.FFmpegError:
                 self._warnings["a damaged packet was passed over"] += 1
 
@@ -185,7 +181,7 @@ class AudioReader:
         try:
             yield from packets
         except av.error.FFmpegError as error:
-            self._warnings[f"reading stopped at {self._clock:.2f} s: {error.strerror}"] += 1
+            self._warnings[f"reading stopped at {self._clock.seconds:.2f} s: {error.strerror}"] += 1
             yield None  # lets the decoder give what it still holds
 
     def _compare_with_claim(self) -> None:
@@ -225,37 +221,6 @@ def _silence(seconds: float, rate: int) -> Iterator[_Run]:
         yield _Run(rate, np.zeros((1, min(step, length - start)), np.float32))
 
 
-def as_float(samples: npt.NDArray[Any]) -> Samples:
-    """Return samples of any integer or float type as float32, integers scaled to [-1, 1)."""
-    if samples.dtype.kind == "f":
-        return samples.astype(np.float32, copy=False)
-    half = 2.0 ** (8 * samples.dtype.itemsize - 1)
-    numbers: npt.NDArray[Any] = samples.astype(np.float32 if half <= 2**15 else np.float64)
-    return np.asarray(numbers / half - (samples.dtype.kind == "u"), np.float32)
-
-
-def without_nonsense(samples: Samples) -> tuple[Samples, int]:
-    """Set samples that are NaN, infinite or beyond all sound to zero, and count them."""
-    nonsense = ~(np.abs(samples) <= LOUDEST)
-    count = int(np.count_nonzero(nonsense))
-    return (np.where(nonsense, np.float32(0), samples) if count else samples), count
-
-
-def mixed(channels: Samples) -> tuple[Samples, str]:
-    """Average float32 [channels, samples]; where the average has cancelled out, take the loudest channel.
-
-    Returns the mono samples, and "average" or "channel N", counted from 1.
-    """
-    if len(channels) == 1:
-        return np.ascontiguousarray(channels[0]), "average"
-    mix = channels.mean(axis=0, dtype=np.float32)
-    powers = [float(np.dot(channel, channel)) for channel in channels]
-    if float(np.dot(mix, mix)) >= CANCELLED * sum(powers) / len(powers):
-        return mix, "average"
-    loudest = int(np.argmax(powers))
-    return np.ascontiguousarray(channels[loudest]), f"channel {loudest + 1}"
-
-
 def _open_file(path: Path) -> FileIO:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
@@ -278,12 +243,42 @@ def _refuse_playlist(file: FileIO) -> None:
 
 
 def _open_container(file: FileIO) -> InputContainer:
+    options = {"protocol_whitelist": "none"}
+    return av.open(file, "r", container_options=options, metadata_errors="replace", buffer_size=1 << 18)
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Turn what ffmpeg and the system say into errors of this program: a file is to blame, a disk may recover."""
     try:
-        options = {"protocol_whitelist": "none"}
-        return av.open(file, "r", container_options=options, metadata_errors="replace", buffer_size=1 << 18)
+        yield
     except (av.error.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise Rejected("not_audio", f"the file is not audio that can be decoded: {reason}") from error
+    except OSError as error:
+        raise TranscriptionError(f"the file could not be read to its end: {error.strerror or error}") from error
+
+
+def _check_rate(rate: int) -> None:
+    if not 0 < rate <= MAX_RATE:
+        raise Rejected("not_audio", f"the file is not audio that can be decoded: {rate} Hz is no rate of sound")
+
+
+def _claimed_end(stream: av.AudioStream, container: InputContainer) -> float:
+    """Return the container time at which the sound is said to end; 0 where only the length of a video is known."""
+    if stream.duration and stream.time_base:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    alone = len(container.streams) == 1
+    return ((container.start_time or 0) + (container.duration or 0)) / av.time_base if alone else 0.0
+
+
+def _readable(frame: av.AudioFrame) -> av.AudioFrame:
+    """Return a frame in a format that numpy has: 64-bit integers become doubles. Raise Rejected at an absurd rate."""
+    _check_rate(frame.sample_rate)
+    if not frame.format.name.startswith("s64"):
+        return frame
+    (converted,) = av.AudioResampler("dbl").resample(frame)
+    return converted
 
 
 def _without_sound(container: InputContainer) -> Rejected:

@@ -42,6 +42,8 @@ def plainly(deed: str, *, reading: bool = False) -> Iterator[None]:
     """
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise TranscriptionError(f"cannot {deed}: the name is no UTF-8, which S3's are") from error
     except OSError as error:
         message = f"cannot {deed}: {error.strerror or error}"
         if reading and isinstance(error, FileNotFoundError):
@@ -88,4 +90,7 @@ def _client(service: str, region: str | None) -> Any:
         max_pool_connections=20,
     )
     with plainly(f"reach {service.upper()}"):
-        return boto3.Session().client(service, region_name=region, config=config)  # type: ignore[call-overload]
+        try:
+            return boto3.Session().client(service, region_name=region, config=config)  # type: ignore[call-overload]
+        except ValueError as error:  # botocore says so of an endpoint that is no URL
+            raise TranscriptionError(f"cannot reach {service.upper()}: {error}") from error

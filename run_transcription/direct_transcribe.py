@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float], None]
 
+logger = logging.getLogger(__name__)
+
 
 def transcribe(
     blocks: Iterable[Samples], engine: Engine, decoding: Decoding, progress: Progress | None = None
@@ -28,11 +31,12 @@ def transcribe(
     `progress` is called after each batch with the seconds of the recording that are done. The timing leaves out what
     only others know: decoding the file and storing the result. Raises Rejected where the model can't decode so.
     """
-    engine.check(decoding)
+    decoding = engine.check(decoding)
     began = time.perf_counter()
     timing, duration = Timing(), 0.0
     segments: list[Segment] = []
     speech: list[Row] = []
+    truncated = 0
     for batch in _batches(chunking.chunks(blocks, decoding.chunk_length), decoding.batch_size):
         decoded = engine.transcribe([window for _, window in batch], decoding)
         timing += decoded.timing
@@ -40,11 +44,12 @@ def transcribe(
             found = _segments(row, chunk, engine)
             segments += found
             speech += [row] if found else []
+            truncated += _broke_off(row, chunk) if found else 0
         duration = batch[-1][0].end / SAMPLE_RATE
         if progress is not None:
             progress(duration)
     language, probability = _language(speech, decoding)
-    transcript = Transcript(language, probability, decoding.task, duration, tuple(segments))
+    transcript = Transcript(language, probability, decoding.task, duration, tuple(segments), truncated)
     stages = Timing(features=timing.features, encode=timing.encode, generate=timing.generate)
     return transcript, stages + Timing(wall=time.perf_counter() - began)
 
@@ -62,6 +67,14 @@ def _segments(row: Row, chunk: Chunk, engine: Engine) -> list[Segment]:
         return []
     ratio = quality.compression_ratio(engine.tokenizer.decode(row.tokens).strip())
     return tokens.segments(row, chunk, engine.tokenizer, ratio)
+
+
+def _broke_off(row: Row, chunk: Chunk) -> bool:
+    """Tell whether a chunk's text is only its beginning, and warn of it."""
+    if not row.complete:
+        span = f"{chunk.start / SAMPLE_RATE:.2f} s to {chunk.end / SAMPLE_RATE:.2f} s"
+        logger.warning("the text from %s breaks off: it is longer than the model can write", span)
+    return not row.complete
 
 
 def _language(speech: Sequence[Row], decoding: Decoding) -> tuple[str | None, float]:

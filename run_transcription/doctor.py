@@ -17,6 +17,8 @@ from run_transcription import schema as result_schema
 from run_transcription.errors import TranscriptionError
 from run_transcription.records import LoadReport, ModelFacts, ModelSpec
 
+REMEDY = "run make setup"
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
@@ -43,6 +45,8 @@ def examine(spec: ModelSpec) -> Diagnosis:
         model, load = handle.engine.facts, handle.load
     except TranscriptionError as error:
         problem = str(error)
+    except (ImportError, OSError) as error:  # a package is missing, or a library that it needs
+        problem = f"{error}: {REMEDY}"
     return Diagnosis(
         version=__version__,
         python=platform.python_version(),
@@ -89,7 +93,7 @@ def _lines(found: Diagnosis) -> list[tuple[str, str]]:
         ("processor", f"{found.cores} cores"),
         ("gpu", found.gpu or "none that torch sees"),
         ("home", found.home),
-        *((name, version or "MISSING: run make setup") for name, version in found.packages.items()),
+        *((name, version or f"MISSING: {REMEDY}") for name, version in found.packages.items()),
     ]
     if found.model is None or found.load is None:
         return [*lines, ("model", f"NOT LOADED {options.one_line(found.problem or '')}")]
@@ -103,8 +107,11 @@ def _lines(found: Diagnosis) -> list[tuple[str, str]]:
 
 
 def _needed() -> list[str]:
-    """Return the names of the packages that this one requires, those of extras left out."""
-    requirements = [line for line in metadata.requires("run-transcription") or () if "extra ==" not in line]
+    """Return the names of the packages that this one requires, those of extras left out; or its own, being absent."""
+    try:
+        requirements = [line for line in metadata.requires("run-transcription") or () if "extra ==" not in line]
+    except metadata.PackageNotFoundError:
+        return ["run-transcription"]
     return sorted(re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] for line in requirements)
 
 
@@ -119,6 +126,6 @@ def _gpu() -> str | None:
     """Return the name of the GPU that torch would use."""
     try:
         import torch
-    except ImportError:
+    except (ImportError, OSError):
         return None
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -70,11 +69,12 @@ def _store(result: Result, path: Path, formats: Sequence[str], began: float) -> 
 
 
 def _store_one(result: Result, name: str, path: Path) -> StoredFile:
-    """Keep a json that is there already if its address has the job's identity: the same work was finished before."""
+    """Keep a file that is there already if its address has the job's identity: the same work was done before.
+
+    That goes for each format, or of two workers with one message the one's json would name the other's texts.
+    """
     address = result.job.results + writers.FORMATS[name].extension
-    return storage.store(
-        address, _written(result, name, path), if_absent=name == "json" and result.job.identity is not None
-    )
+    return storage.store(address, _written(result, name, path), if_absent=result.job.identity is not None)
 
 
 def _written(result: Result, name: str, path: Path) -> bytes:
@@ -104,9 +104,10 @@ def transcribe(  # noqa: PLR0913 - one for each option
     *,
     timed: bool,
 ) -> None:
-    """Transcribe recordings: files, folders with all that is in them, or s3:// addresses.
+    """Transcribe files, folders or s3:// addresses.
 
-    Without -o the text is printed to standard output, and nothing else is: what is going on is said on standard error.
+    A folder, or an s3:// prefix, means all recordings in it. Without -o the text is printed to standard output, and
+    nothing else is: what is going on is said on standard error.
 
     \b
     Examples:
@@ -118,7 +119,8 @@ def transcribe(  # noqa: PLR0913 - one for each option
     formats = formats or (("txt",) if printed else options.DEFAULT_FORMATS)
     if printed and (len(formats) > 1 or formats == ("png",)):
         raise click.UsageError(f"{' '.join(formats)} can't be printed: say with -o DIR where the files go.")
-    _require_writable(output_dir)
+    if not printed:
+        storage.require_writable(output_dir)
     jobs = jobs_for(named, output_dir)
     failures = _all_refused(jobs)
     if not failures:
@@ -160,7 +162,7 @@ def _transcribe_each(jobs: Sequence[Job], deliver: Callable[[Job, Progress], Res
             with display.progress(label) as progress:
                 result = deliver(job, progress)
         except TranscriptionError as error:
-            failures[job.recording] = str(error)
+            failures[job.recording] = _reason(error)
         else:
             if result.error is None:
                 display.say(f"{label}: {_summary(result)}")
@@ -197,10 +199,14 @@ def _all_refused(jobs: Sequence[Job]) -> dict[str, str]:
         try:
             _try_to_open(job.recording)
         except TranscriptionError as error:
-            refusals[job.recording] = f"{error.code}: {error}" if isinstance(error, Rejected) else str(error)
+            refusals[job.recording] = _reason(error)
         else:
             return {}
     return refusals
+
+
+def _reason(error: TranscriptionError) -> str:
+    return f"{error.code}: {error}" if isinstance(error, Rejected) else str(error)
 
 
 def _try_to_open(recording: str) -> None:
@@ -210,20 +216,6 @@ def _try_to_open(recording: str) -> None:
             next(reader.blocks(), None)
     elif not storage.exists(recording):
         raise Rejected("not_found", "there is no such object")
-
-
-def _require_writable(output: str) -> None:
-    """Make the output folder and try it, so that nobody waits for a transcript that can't be kept."""
-    if output == STANDARD_OUTPUT or storage.is_s3(output):
-        return
-    try:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise TranscriptionError(
-            f"cannot write into {output}: {error.strerror}; choose another folder with -o"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -176,9 +176,10 @@ def _engine(model: WhisperForConditionalGeneration, source: ModelFolder) -> Engi
 @options.command("preload")
 @options.model_options
 def main(spec: ModelSpec) -> None:
-    """Make the state of a model, which loads faster than the model; read it back, and report.
+    """Make the state of a model, which loads faster.
 
-    The state has one dtype, float16 unless --dtype says another, and lies in TRANSCRIBE_HOME.
+    It is read back, compared with the model, and reported. The state has one dtype, float16 unless --dtype says
+    another, and lies in TRANSCRIBE_HOME.
     """
     source = model_folder.resolve(spec)
     from run_transcription.engines import golden, hardware

@@ -12,7 +12,7 @@ from run_transcription.records import Job
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from run_transcription.records import Decoding, Upload
+    from run_transcription.records import Decoding, ModelFacts, Upload
 
 UPLOADS = "uploads/"  # the prefix that triggers, unless told otherwise
 OWN_PREFIXES = ("results/", "failed/", "work/")  # what lies there was written by us
@@ -21,20 +21,24 @@ LONGEST_FOLDER = 255  # bytes of one name that file systems take
 ROOM = 100  # bytes for all that a name has beside the key: prefix, identity, file
 
 
-def identity(upload: Upload, revision: str, decoding: Decoding, formats: Sequence[str]) -> str:
-    """Return 16 hex digits that differ for another content, another model or other options."""
-    facts = [upload.root.removeprefix("s3://"), upload.key, upload.version, revision, asdict(decoding), sorted(formats)]
+def identity(upload: Upload, model: ModelFacts, decoding: Decoding, formats: Sequence[str]) -> str:
+    """Return 16 hex digits that differ for another content, another model or other options.
+
+    Engine and dtype count too: a fleet of unlike machines must not mix two texts in one result.
+    """
+    content = [upload.root.removeprefix("s3://"), upload.key, upload.version]
+    facts = [*content, model.revision, model.engine, model.dtype, asdict(decoding), sorted(formats)]
     return hashlib.sha256(_bytes(json.dumps(facts, sort_keys=True))).hexdigest()[:16]
 
 
 def results_of(output: str, key: str) -> str:
     """Return the address below which all results of a key lie, one folder for each identity."""
-    return f"{output}/results/{_as_path(output, key)}/"
+    return f"{output.rstrip('/')}/results/{_as_path(output, key)}/"
 
 
 def failed_of(output: str, key: str) -> str:
     """Return the address below which all failures of a key lie, one file for each identity."""
-    return f"{output}/failed/{_as_path(output, key)}/"
+    return f"{output.rstrip('/')}/failed/{_as_path(output, key)}/"
 
 
 def job_for(upload: Upload, output: str, identity: str) -> Job:

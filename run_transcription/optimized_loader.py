@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ from run_transcription.records import (
 from run_transcription.timeline import Timeline
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import WhisperForConditionalGeneration
 
 __all__ = ["STRATEGIES", "Strategy", "load", "resolve"]
@@ -84,7 +86,8 @@ def load_mapped(request: Request) -> Loaded:
     from run_transcription.engines.assemble import mapped_model
 
     source = request.source or download(request.spec)
-    return Loaded(mapped_model(source.path, request.dtype, request.spec.attention).to(request.device), source)
+    with _errors_told(source):
+        return Loaded(mapped_model(source.path, request.dtype, request.spec.attention).to(request.device), source)
 
 
 def load_standard(request: Request) -> Loaded:
@@ -98,20 +101,32 @@ def load_standard(request: Request) -> Loaded:
     progress.disable_progress_bar()
     source = request.source or download(request.spec)
     config = read_config(source.path)
-    model, said = WhisperForConditionalGeneration.from_pretrained(
-        source.path,
-        dtype=getattr(torch, request.dtype),
-        attn_implementation=request.spec.attention,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    with _errors_told(source):
+        model, said = WhisperForConditionalGeneration.from_pretrained(
+            source.path,
+            dtype=getattr(torch, request.dtype),
+            attn_implementation=request.spec.attention,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     if said["missing_keys"] or said["unexpected_keys"]:
         raise Unavailable(
             f"the weights lack {len(said['missing_keys'])} tensors and have {len(said['unexpected_keys'])} too many"
         )
     model.generation_config = read_generation_config(source.path, config)
     return Loaded(model.to(request.device), source)
+
+
+@contextmanager
+def _errors_told(source: ModelFolder) -> Iterator[None]:
+    """Say in one line what the libraries find wrong with a checkpoint."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise TranscriptionError(f"{source.path} can't be loaded: {' '.join(str(error).split())}") from error
 
 
 STRATEGIES = (
@@ -144,8 +159,7 @@ def _first(request: Request, strategies: tuple[Strategy, ...]) -> ModelHandle:
     for strategy in strategies:
         began = time.perf_counter()
         try:
-            loaded = strategy.load(request)
-            return _handle(request, loaded, LoadReport(strategy.name, time.perf_counter() - began, tuple(skipped)))
+            return _handle(request, strategy, began, tuple(skipped))
         except ModelNotLoaded:
             raise
         except Unavailable as reason:
@@ -153,8 +167,8 @@ def _first(request: Request, strategies: tuple[Strategy, ...]) -> ModelHandle:
             logger.info("%s does not apply: %s", strategy.name, reason)
         except Exception as error:
             skipped.append(Skipped(strategy.name, " ".join(str(error).split()) or type(error).__name__))
-            logger.warning("%s failed: %s", strategy.name, skipped[-1].reason)
-            logger.debug("%s failed", strategy.name, exc_info=True)
+            unexpected = not isinstance(error, TranscriptionError)
+            logger.warning("%s failed: %s", strategy.name, skipped[-1].reason, exc_info=unexpected)
     reasons = "; ".join(f"{skip.strategy}: {skip.reason}" for skip in skipped)
     raise ModelNotLoaded(f"the model {request.spec.model} could not be loaded: {reasons}")
 
@@ -209,17 +223,18 @@ def _import_libraries(spec: ModelSpec, timeline: Timeline) -> None:
     context.result()
 
 
-def _handle(request: Request, loaded: Loaded, report: LoadReport) -> ModelHandle:
+def _handle(request: Request, strategy: Strategy, began: float, skipped: tuple[Skipped, ...]) -> ModelHandle:
+    """Load the model, here so that nothing of it is left in memory when this fails and the next strategy begins."""
     from run_transcription.engines import vocabulary
     from run_transcription.engines.torch_engine import TorchEngine
 
-    began = time.perf_counter()
+    loaded = strategy.load(request)
     folder, dtype = loaded.folder, str(loaded.model.dtype).removeprefix("torch.")
     facts = ModelFacts(folder.id, folder.revision, request.device, dtype, request.spec.attention)
     engine = TorchEngine(loaded.model, vocabulary.read(folder.path), facts)
-    seconds = report.seconds + time.perf_counter() - began
-    logger.info("%s loaded by %s in %.2f s: %s on %s", folder.id, report.strategy, seconds, dtype, request.device)
-    return ModelHandle(engine, replace(report, seconds=seconds))
+    seconds = time.perf_counter() - began
+    logger.info("%s loaded by %s in %.2f s: %s on %s", folder.id, strategy.name, seconds, dtype, request.device)
+    return ModelHandle(engine, LoadReport(strategy.name, seconds, skipped))
 
 
 def _wanted_state(spec: ModelSpec, source: ModelFolder | None) -> Fingerprint:
@@ -242,10 +257,11 @@ def _wanted_state(spec: ModelSpec, source: ModelFolder | None) -> Fingerprint:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @options.model_options
 def main(spec: ModelSpec, action: str, require: str | None, *, as_json: bool) -> None:  # noqa: ARG001 - the seed's
-    """Try every way to load the model: which work, how fast, and whether all hear the same in the golden clip.
+    """Try every way to load the model.
 
-    The floor is the time in which the model's bytes can merely be read from the page cache. The exit status is 1
-    where no strategy works, one hears something else, or another one than the required one wins.
+    Says which work, how fast, and whether all hear the same in the golden clip. The floor is the time in which the
+    model's bytes can merely be read from the page cache. The exit status is 1 where no strategy works, one hears
+    something else, or another one than the required one wins.
     """
     source = _source(spec)
     _import_libraries(spec, Timeline())

@@ -1,6 +1,6 @@
 """The command line that all commands share: options, their environment variables, and how errors are said.
 
-An option's environment variable is TRANSCRIBE_ and its name, the same for every command: `--batch-size` is
+An option's environment variable is TRANSCRIBE_ and its longest name, the same for every command: `--batch-size` is
 TRANSCRIBE_BATCH_SIZE. A command gets records, not loose values:
 
     @options.command("transcribe")
@@ -12,11 +12,13 @@ TRANSCRIBE_BATCH_SIZE. A command gets records, not loose values:
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 import click
@@ -39,7 +41,6 @@ def _hyphens(name: str) -> str:
 
 COMMAND_SETTINGS: dict[str, Any] = {
     "token_normalize_func": _hyphens,
-    "auto_envvar_prefix": "TRANSCRIBE",
     "help_option_names": ["-h", "--help"],
     "show_default": True,
     "max_content_width": 100,
@@ -48,6 +49,12 @@ COMMAND_SETTINGS: dict[str, Any] = {
 
 class Command(click.Command):
     """A command whose known errors are one line and exit status 1, and whose Ctrl-C is exit status 130."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        for option in self.params:
+            if isinstance(option, click.Option) and option.allow_from_autoenv:
+                option.envvar = environment_variable(option)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and say what went wrong in one line."""
@@ -59,11 +66,21 @@ class Command(click.Command):
         except KeyboardInterrupt:
             click.echo("interrupted; finished results are kept", err=True)
             end_at_once(INTERRUPTED)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            _forget_output()
+            raise click.ClickException(f"cannot write to {error.filename or 'the output'}: {error.strerror}") from error
 
 
 def command(name: str) -> Callable[[Function], Command]:
     """Make a function a command of this program, with the settings that all of them share."""
     return click.command(name, cls=Command, context_settings=COMMAND_SETTINGS)
+
+
+def environment_variable(option: click.Option) -> str:
+    """Return the variable that an option is read from, by its longest name: one for all commands that have it."""
+    return "TRANSCRIBE_" + max(option.opts, key=len).lstrip("-").replace("-", "_").upper()
 
 
 def model_options(function: Function) -> Function:
@@ -100,8 +117,13 @@ def decoding_options(function: Function) -> Function:
     return _with(with_decoding, _DECODING_OPTIONS)
 
 
-def format_option(default: tuple[str, ...] = DEFAULT_FORMATS) -> Callable[[Function], Function]:
-    """Add -f/--output-format, given once for each format; the function gets `formats`, without repeats."""
+def format_option(
+    default: tuple[str, ...] = DEFAULT_FORMATS, always: tuple[str, ...] = ()
+) -> Callable[[Function], Function]:
+    """Add -f/--output-format, given once for each format; the function gets `formats`, without repeats.
+
+    The formats in `always` are among them whatever is given.
+    """
     return click.option(
         "-f",
         "--output-format",
@@ -110,9 +132,9 @@ def format_option(default: tuple[str, ...] = DEFAULT_FORMATS) -> Callable[[Funct
         multiple=True,
         default=default,
         show_default=" ".join(default or DEFAULT_FORMATS),
-        callback=_formats,
-        envvar="TRANSCRIBE_OUTPUT_FORMAT",
-        help="May be given several times; `all` is all but png.",
+        callback=functools.partial(_formats, always),
+        help="May be given several times; `all` is all but png."
+        + "".join(f" {name} is always written." for name in always),
     )
 
 
@@ -151,15 +173,26 @@ def log_to_stderr() -> None:
     logging.getLogger("run_transcription").setLevel(logging.INFO)
 
 
-def _formats(_context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+def _formats(
+    always: tuple[str, ...], _context: click.Context, _option: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
     expanded = (name for given in names for name in (writers.ALL if given == "all" else (given,)))
-    return tuple(dict.fromkeys(expanded))
+    return tuple(dict.fromkeys((*always, *expanded)))
+
+
+def _forget_output() -> None:
+    """Let what standard output did not take go nowhere: Python would try again at its end, and say so."""
+    with suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device, no path
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _limit_threads(threads: int | None) -> None:
-    """Say it by environment: torch and numpy read it when they are imported, which no command has done yet."""
+    """Limit the libraries that are loaded, such as numpy's BLAS, and torch, which reads a variable when it is."""
     if threads is not None:
+        import threadpoolctl
+
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        threadpoolctl.threadpool_limits(threads)
 
 
 def _chunk_length(_context: click.Context, _option: click.Parameter, seconds: float) -> float:

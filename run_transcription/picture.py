@@ -36,7 +36,7 @@ TICKS = np.array([500.0, 1000.0, 2000.0, 4000.0, SAMPLE_RATE / 2])  # Hz; the la
 SHOWN = 80.0  # dB below the loudest place
 HUSH = 1e-6  # power taken for the loudest place of a recording that has none: silence stays dark
 STRIP = 30.0  # seconds in a strip of a short recording: one window of Whisper
-OVERVIEW = 600.0  # seconds; a longer recording becomes an overview in ten strips
+OVERVIEW = 600.0  # seconds; a longer recording becomes an overview of strips of whole minutes
 COLUMNS = 1500  # in a strip, about one a pixel
 
 WIDTH, HEADER, STRIP_HEIGHT, SOUND_HEIGHT, LEFT, DPI = 14.0, 0.55, 2.2, 1.05, 0.6, 110  # inches; dots an inch
@@ -62,7 +62,7 @@ class Note:
 def draw(recording: Path, segments: Sequence[Segment], duration: float, title: str) -> bytes:
     """Return a PNG of a recording of a length in seconds.
 
-    Over ten minutes it is an overview: ten strips, and under them the beginnings of the text.
+    Over ten minutes it is an overview: six to ten strips of whole minutes, and under them the beginnings of the text.
     """
     width = STRIP if duration <= OVERVIEW else 60.0 * math.ceil(duration / 600.0)
     width = min(width, max(duration, 1.0))

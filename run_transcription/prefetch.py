@@ -18,9 +18,10 @@ from run_transcription.records import ModelSpec
 @click.option("--model", show_default=f"the image's model, else {options.DEFAULT_MODEL}", help="Whose state is read.")
 @click.option("--threads", type=click.IntRange(min=1), default=byte_mover.THREADS, help="Reads at the same time.")
 def prefetch(model: str | None, threads: int) -> None:
-    """Read the state into the page cache, then torch's shared objects: what starts next finds them in memory.
+    """Read the state into the page cache, as at boot.
 
-    Needs neither torch nor a GPU, and is done in the time that the disk takes. What is not there is passed over.
+    Then torch's shared objects: what starts next finds them in memory. Needs neither torch nor a GPU, and is done in
+    the time that the disk takes. What is not there is passed over.
     """
     spec = ModelSpec(model or options.default_model())
     _read("state", state_files(spec), threads)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from run_transcription import storage
 from run_transcription.errors import TranscriptionError
@@ -45,17 +46,21 @@ def names(recordings: Sequence[str]) -> list[str]:
     """Return a name for each recording's result, without extension: `a/b.mp3` is `b`.
 
     Names that would meet keep their folder (`a/b`, `c/b`), and those that still would keep their own extension
-    (`a/b.mp3`, `a/b.wav`). Case does not tell names apart, as some file systems don't either.
+    (`a/b.mp3`, `a/b.wav`), or get a few digits of the address's hash. Case does not tell names apart, as some file
+    systems don't either. No name leads out of the folder that it is put into.
     """
-    choices = [_choices(path) for path in _below_common_folder(recordings)]
+    below = _below_common_folder(recordings)
+    choices = [_choices(path, address) for path, address in zip(below, recordings, strict=True)]
     level = [0] * len(choices)
     while True:
         chosen = [options[at] for options, at in zip(choices, level, strict=True)]
-        count = Counter(name.casefold() for name in chosen)
-        clashing = [i for i, name in enumerate(chosen) if count[name.casefold()] > 1 and level[i] + 1 < len(choices[i])]
-        if not clashing:
+        meeting: defaultdict[str, list[int]] = defaultdict(list)
+        for i, name in enumerate(chosen):
+            meeting[name.casefold()].append(i)
+        shortest = [i for group in meeting.values() if len(group) > 1 for i in _lowest(group, level)]
+        if not shortest:
             return chosen
-        for i in clashing:
+        for i in shortest:
             level[i] += 1
 
 
@@ -72,7 +77,7 @@ def _expand(address: str) -> Iterator[str]:
 
 def _files(folder: str) -> Iterable[str] | None:
     """Return the visible files below a folder, or None for anything that is not one."""
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - a Path would raise an error for a name that is too long
         return None
     return _walk(folder)
 
@@ -84,10 +89,16 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _objects(address: str) -> Iterable[str] | None:
-    """Return the objects below an S3 prefix, or None where the address is that of one object, or of nothing."""
-    if not address.endswith("/") and storage.split(address)[1] and storage.exists(address):
+    """Return the objects below an S3 prefix, or None where the address is that of one object, or of nothing.
+
+    What can't be looked at is taken for an object, so that it fails by its name and the others don't.
+    """
+    try:
+        if not address.endswith("/") and storage.split(address)[1] and storage.exists(address):
+            return None
+        return list(storage.listing(address.rstrip("/") + "/")) or None
+    except TranscriptionError:
         return None
-    return list(storage.listing(address.rstrip("/") + "/")) or None
 
 
 def _same(address: str) -> str:
@@ -98,9 +109,17 @@ def _same(address: str) -> str:
 def _below_common_folder(recordings: Sequence[str]) -> list[PurePosixPath]:
     paths = [PurePosixPath(_same(address).replace(storage.SCHEME, "/")) for address in recordings]
     common = os.path.commonpath([path.parent for path in paths]) if paths else ""
-    return [path.relative_to(common) for path in paths]
+    below = [path.relative_to(common) for path in paths]
+    return [PurePosixPath(*("__" if part == ".." else part for part in path.parts)) for path in below]
 
 
-def _choices(path: PurePosixPath) -> tuple[str, str, str]:
+def _lowest(group: Sequence[int], level: Sequence[int]) -> list[int]:
+    """Return those of a group that have the shortest kind of name: they give way first."""
+    lowest = min(level[i] for i in group)
+    return [i for i in group if level[i] == lowest]
+
+
+def _choices(path: PurePosixPath, address: str) -> tuple[str, str, str, str]:
     """Return the names that a result may have, from the shortest to one that nothing else has."""
-    return path.stem, str(path.with_name(path.stem)), str(path)
+    digits = hashlib.sha256(address.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return path.stem, str(path.with_name(path.stem)), str(path), f"{path}-{digits}"

@@ -65,6 +65,7 @@ class Row:
     no_speech_prob: float
     avg_logprob: float
     temperature: float = 0.0
+    complete: bool = True  # False: cut off where the model can write no more, before it came to an end
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +171,8 @@ class Engine(Protocol):
     facts: ModelFacts
     tokenizer: Tokenizer
 
-    def check(self, decoding: Decoding) -> None:
-        """Raise Rejected, with code unsupported_option, where this model can't decode so."""
+    def check(self, decoding: Decoding) -> Decoding:
+        """Return it with its language as a code; raise Rejected (unsupported_option) where this model can't so."""
 
     def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         """Decode windows (each float32 [samples], at most 30 s) and return a row for each, in order."""
@@ -220,6 +221,7 @@ class Transcript:
     task: Task
     duration: float
     segments: tuple[Segment, ...]
+    truncated_chunks: int = 0  # whose text broke off at the longest text that the model can write
 
     @property
     def text(self) -> str:
@@ -233,7 +235,7 @@ class Job:
 
     recording: str
     results: str  # address without extension: ".json", ".srt", … are added
-    failed: str | None = None  # address of the FAILED result; None: raised instead
+    failed: str | None = None  # address of the FAILED result; None: it is only returned
     version_id: str | None = None
     identity: str | None = None
 

@@ -94,6 +94,11 @@ def _transcript_fields() -> dict[str, Schema]:
     quality = {
         "language_probability": {"type": "number", **SHARE},
         "avg_logprob": _nullable({"type": "number", "description": "mean over all tokens"}),
+        "truncated_chunks": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "chunks whose text broke off at the longest text that the model can write",
+        },
     }
     return {
         "task": _nullable({"enum": list(get_args(Task))}),

@@ -144,7 +144,7 @@ class FolderSource:
 
     def __init__(self, folder: Path, wanted: Callable[[str], bool], settle_seconds: float = SETTLE_SECONDS) -> None:
         """Make sure that the folder is there; raises TranscriptionError."""
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # noqa: PTH112 - a Path would raise an error for a name that is too long
             raise TranscriptionError(f"{folder} is no folder: give --source a folder of recordings")
         self.root = folder.resolve()
         self.wanted = wanted
@@ -178,7 +178,7 @@ class FolderSource:
                 continue
             try:
                 facts = path.stat()
-            except FileNotFoundError:  # gone since the folder was read
+            except OSError:  # gone since the folder was read, or not ours to look at
                 continue
             if not 0 <= time.time() - facts.st_mtime < self.settle_seconds:
                 key = path.relative_to(self.root).as_posix()
@@ -236,7 +236,7 @@ def _visible_below(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(parent, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and os.path.isfile(path):  # noqa: PTH113 - a Path would raise where it may not look
                 yield path
 
 

@@ -24,7 +24,7 @@ SCHEME = "s3://"
 IMAGE_HOME = Path("/opt/transcribe")
 CONFLICT_PAUSES = (0.1, 0.5, 2.0)  # seconds between tries while another writer holds the same key
 
-CONFLICT, PRECONDITION_FAILED = 409, 412
+FORBIDDEN, CONFLICT, PRECONDITION_FAILED = 403, 409, 412
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +78,29 @@ def local_copy(address: str, version_id: str | None = None) -> Iterator[Path]:
 def store(address: str, data: bytes, *, if_absent: bool = False) -> StoredFile:
     """Write a file in one step: readers see all of it or nothing; missing folders are made.
 
-    With `if_absent` a file that is there already stays as it is: somebody has finished the same work, or our own
-    first try succeeded and its answer was lost.
+    With `if_absent` a file that is there already stays as it is, and is what is returned: somebody has done the same
+    work, or our own first try succeeded and its answer was lost.
     """
     put = _put_object if is_s3(address) else _put_file
     with aws.plainly(f"write {address}"):
         if not put(address, data, if_absent=if_absent):
             log.info("%s was there already and is kept", address)
+            data = _content(address)
     return StoredFile(address, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def require_writable(address: str) -> None:
+    """Make a folder and try it, so that nobody waits for a result that can't be kept; of S3 the bucket must be there.
+
+    Raises TranscriptionError.
+    """
+    with aws.plainly(f"write into {address}"):
+        if is_s3(address):
+            _require_bucket(split(address)[0])
+            return
+        Path(address).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=address):
+            pass
 
 
 def exists(address: str) -> bool:
@@ -113,10 +128,7 @@ def version(address: str) -> str | None:
 def read(address: str) -> bytes:
     """Return the content of a small file."""
     with aws.plainly(f"read {address}", reading=True):
-        if not is_s3(address):
-            return Path(address).read_bytes()
-        bucket, key = split(address)
-        return aws.s3().get_object(Bucket=bucket, Key=key)["Body"].read()
+        return _content(address)
 
 
 def upload(path: Path, address: str, progress: Callable[[int], None] | None = None) -> None:
@@ -134,6 +146,23 @@ def listing(address: str) -> Iterator[str]:
             for found in page.get("Contents", ()):
                 if not found["Key"].endswith("/"):
                     yield f"{SCHEME}{bucket}/{found['Key']}"
+
+
+def _content(address: str) -> bytes:
+    if not is_s3(address):
+        return Path(address).read_bytes()
+    bucket, key = split(address)
+    return aws.s3().get_object(Bucket=bucket, Key=key)["Body"].read()
+
+
+def _require_bucket(bucket: str) -> None:
+    from botocore.exceptions import ClientError
+
+    try:
+        aws.s3().head_bucket(Bucket=bucket)
+    except ClientError as error:
+        if aws.status_of(error) != FORBIDDEN:  # who may write need not be allowed to look
+            raise
 
 
 def _put_file(address: str, data: bytes, *, if_absent: bool) -> bool:
@@ -177,10 +206,11 @@ def _put_object(address: str, data: bytes, *, if_absent: bool) -> bool:
 
 
 def _file_version(address: str) -> str | None:
-    try:
-        facts = Path(address).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    with aws.plainly(f"look for {address}"):
+        try:
+            facts = Path(address).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
     return f"{facts.st_size}-{facts.st_mtime_ns}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import display, names, options, recordings, storage
+from run_transcription import display, names, options, recordings, results, storage
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 LOOK_SECONDS = 0.5  # between two looks for a result
-RESULT = re.compile(r"[0-9a-f]{16}/transcript\.json")  # a listing of results/a/ has those of results/a/b/ too
-FAILURE = re.compile(r"[0-9a-f]{16}\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +32,10 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """An uploaded recording, and the results that older uploads of its key had: they are not its own."""
+    """An uploaded recording: which one it is, and the results that older uploads of its key had before."""
 
     key: str
+    version: str | None  # version id, or eTag in a bucket without versions
     older: frozenset[str]
 
 
@@ -56,13 +55,16 @@ class Outcome:
 @click.option("--wait", is_flag=True, help="End when all results are there; exit status 1 if a recording failed.")
 @click.option("-o", "--output-dir", "output", metavar="s3://BUCKET/PREFIX", help="Where --wait looks: the worker's -o.")
 def submit(audio: tuple[Path, ...], bucket: str, prefix: str, output: str | None, *, wait: bool) -> None:
-    r"""Upload recordings, or folders of them, to the bucket that a worker serves, and print their keys.
+    """Upload recordings to the bucket that a worker serves.
+
+    Prints the key of each. What lies in a folder keeps its path in there.
 
     \b
-    run-transcription submit talk.mp3 --bucket my-bucket --wait
+    Example:
+      run-transcription submit talk.mp3 --bucket my-bucket --wait
     """
     root = f"{storage.SCHEME}{bucket}"
-    output = (output or root).rstrip("/")
+    output = output or root
     parcels = pack(audio, prefix)
     sent = [_send_and_print(parcel, root, output) for parcel in parcels]
     if wait:
@@ -74,11 +76,14 @@ def submit(audio: tuple[Path, ...], bucket: str, prefix: str, output: str | None
 def pack(audio: Iterable[Path], prefix: str) -> list[Parcel]:
     """Return what to upload: files by their name, and what lies in a folder by its path in there.
 
-    Raises TranscriptionError, before anything is uploaded, for what isn't there and for two of the same key.
+    Raises TranscriptionError, before anything is uploaded, for what isn't there, for a name that can't be a key, and
+    for two of the same key.
     """
     parcels: dict[str, Parcel] = {}
     for path, name in _named(audio):
         key = prefix + name
+        if any("\ud800" <= letter <= "\udfff" for letter in key):
+            raise TranscriptionError(f"{path}: its name is no UTF-8, as the keys of S3 are: rename it first")
         if (other := parcels.get(key)) is not None:
             raise TranscriptionError(f"{path} and {other.path} would both be {key}: submit one with another --prefix")
         parcels[key] = Parcel(path, key)
@@ -88,11 +93,11 @@ def pack(audio: Iterable[Path], prefix: str) -> list[Parcel]:
 def send(parcel: Parcel, root: str, output: str, progress: Callable[[int], None]) -> Sent:
     """Upload one recording; `progress` gets the bytes of each step."""
     address = f"{root}/{parcel.key}"
-    before, older = storage.version(address), frozenset(_results(parcel.key, output))
+    before, older = storage.version(address), frozenset(results.documents(output, parcel.key))
     storage.upload(parcel.path, address, progress)
+    after = storage.version(address)
     # the same content in a bucket without versions is the same job: it gets no second result
-    unchanged = before is not None and before == storage.version(address)
-    return Sent(parcel.key, frozenset() if unchanged else older)
+    return Sent(parcel.key, after, frozenset() if before == after else older)
 
 
 def wait_for(sent: Iterable[Sent], output: str) -> Iterator[Outcome]:
@@ -101,26 +106,27 @@ def wait_for(sent: Iterable[Sent], output: str) -> Iterator[Outcome]:
     while open_ones:
         still_open = []
         for one in open_ones:
-            found = [address for address in _results(one.key, output) if address not in one.older]
-            if found:
-                yield _outcome(one.key, found[0])
-            else:
+            outcome = _outcome_of(one, output)
+            if outcome is None:
                 still_open.append(one)
+            else:
+                yield outcome
         open_ones = still_open
         if open_ones:
             time.sleep(LOOK_SECONDS)
 
 
-def _results(key: str, output: str) -> Iterator[str]:
-    """Yield the addresses of the documents about a key: a result's is written last, so all of it is there."""
-    for folder, name in ((names.results_of(output, key), RESULT), (names.failed_of(output, key), FAILURE)):
-        yield from (found for found in storage.listing(folder) if name.fullmatch(found.removeprefix(folder)))
-
-
-def _outcome(key: str, address: str) -> Outcome:
-    document = json.loads(storage.read(address))
-    error = document.get("error")
-    return Outcome(key, address, f"{error['code']}: {error['message']}" if error else None)
+def _outcome_of(sent: Sent, output: str) -> Outcome | None:
+    """Return what became of a recording, None until that is known; older uploads' results may still be arriving."""
+    for address in results.documents(output, sent.key):
+        if address in sent.older:
+            continue
+        document = json.loads(storage.read(address))
+        if document["input"]["version_id"] not in {None, sent.version}:  # None: the bucket keeps no versions
+            continue
+        error = document["error"]
+        return Outcome(sent.key, address, f"{error['code']}: {error['message']}" if error else None)
+    return None
 
 
 def _said_well(outcome: Outcome) -> bool:
@@ -131,11 +137,11 @@ def _said_well(outcome: Outcome) -> bool:
 
 
 def _named(audio: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    for path in audio:
-        if path.is_dir():
+    for path in audio:  # os.path knows no errors: a Path raises one for a name that is too long
+        if os.path.isdir(path):  # noqa: PTH112
             for found in recordings.find([str(path)]):
                 yield Path(found), Path(found).relative_to(path).as_posix()
-        elif path.is_file():
+        elif os.path.isfile(path):  # noqa: PTH113
             yield path, path.name
         else:
             raise TranscriptionError(f"there is no file {path}")

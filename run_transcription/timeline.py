@@ -74,9 +74,9 @@ class Watched:
         self._timeline = timeline
         self._called = False
 
-    def check(self, decoding: Decoding) -> None:
+    def check(self, decoding: Decoding) -> Decoding:
         """Do as the engine does."""
-        self._engine.check(decoding)
+        return self._engine.check(decoding)
 
     def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         """Do as the engine does."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import fast_transcribe, names, optimized_loader, options, recordings, sources, storage
+from run_transcription import fast_transcribe, names, optimized_loader, options, recordings, results, sources, storage
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
@@ -28,12 +28,20 @@ MOST_FAILURES = 10  # in a row; then `--once` gives up
 log = logging.getLogger(__name__)
 
 
-class Turn(Enum):
+class Fate(Enum):
     """How one turn of the worker ended."""
 
     EMPTY = "nothing came"
     DONE = "finished"
     FAILED = "failed, and given back"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of the worker: how it ended, and which recordings it was about."""
+
+    fate: Fate
+    addresses: tuple[str, ...] = ()
 
 
 class OutOfTime(BaseException):
@@ -81,7 +89,7 @@ class Desk:
     default=20.0,
     help="Time that SIGTERM leaves the job in hand; then it is given back.",
 )
-@options.format_option()
+@options.format_option(always=("json",))
 @options.model_options
 @options.decoding_options
 def worker(  # noqa: PLR0913 - one parameter for each option
@@ -96,25 +104,31 @@ def worker(  # noqa: PLR0913 - one parameter for each option
     spec: ModelSpec,
     decoding: Decoding,
 ) -> None:
-    r"""Transcribe what arrives in a bucket or a folder, and put the results back there.
+    """Transcribe what arrives in a queue or a folder.
 
     A recording KEY gives results/KEY/IDENTITY/transcript.json and its other formats, the json last; one that can't be
     transcribed gives failed/KEY/IDENTITY.json. SIGTERM finishes the job in hand, or gives it back.
 
     \b
-    run-transcription worker --queue-url https://sqs.eu-west-1.amazonaws.com/123456789012/transcribe
-    run-transcription worker --source inbox/ --once
+    Examples:
+      run-transcription worker --queue-url https://sqs.eu-west-1.amazonaws.com/123456789012/transcribe
+      run-transcription worker --source inbox/ --once
     """
     refuse_loop(output, trigger_prefix, folder)
     source = source_for(queue_url, folder)
+    if output is None and folder is not None:
+        output = str(folder.resolve().parent)
+    if output is not None:
+        storage.require_writable(output)
     with stoppable(stop_seconds) as stop:
         handle = optimized_loader.load(spec)
         log.info("ready: %s on %s", handle.engine.facts.id, handle.engine.facts.device)
-        if output is None and folder is not None:
-            output = str(folder.resolve().parent)
         desk = Desk(handle, decoding, formats, output)
-        if work(source, partial(transcribe, desk), stop, once=once):
-            raise TranscriptionError("some recordings were given back, as the log says: they are not transcribed")
+        given_back = work(source, partial(transcribe, desk), stop, once=once)
+        if once and given_back:
+            raise TranscriptionError(
+                f"given back, as the log says, and not transcribed: {', '.join(sorted(given_back))}"
+            )
 
 
 def source_for(queue_url: str | None, folder: Path | None) -> sources.Source:
@@ -141,21 +155,25 @@ def refuse_loop(output: str | None, trigger: str, folder: Path | None = None) ->
         raise TranscriptionError(f"results in {place} would be taken for recordings: choose an -o outside {trigger!r}")
 
 
-def work(source: sources.Source, process: Callable[[Upload], object], stop: Stop, *, once: bool) -> int:
-    """Work until told to stop, or with `once` until nothing is left; return how many turns failed."""
-    failures = in_a_row = 0
+def work(source: sources.Source, process: Callable[[Upload], object], stop: Stop, *, once: bool) -> set[str]:
+    """Work until told to stop, or with `once` until nothing is left; return what was given back and not done since.
+
+    Raises TranscriptionError where with `once` nothing but failures comes.
+    """
+    given_back: set[str] = set()
+    failures = 0
     while not stop.requested:
         turn = work_once(source, process, stop)
-        if turn is Turn.EMPTY:
+        if turn.fate is Fate.EMPTY:
             if once:
                 break
             continue
-        in_a_row = in_a_row + 1 if turn is Turn.FAILED else 0
-        failures += turn is Turn.FAILED
-        if once and in_a_row == MOST_FAILURES:
-            break
-        _pause(in_a_row, stop)
-    return failures
+        failures = failures + 1 if turn.fate is Fate.FAILED else 0
+        given_back = given_back.union(turn.addresses) if failures else given_back.difference(turn.addresses)
+        if once and failures == MOST_FAILURES:
+            raise TranscriptionError(f"{failures} failures in a row, as the log says: mend that and start again")
+        _pause(failures, stop)
+    return given_back
 
 
 def work_once(source: sources.Source, process: Callable[[Upload], object], stop: Stop) -> Turn:
@@ -164,25 +182,27 @@ def work_once(source: sources.Source, process: Callable[[Upload], object], stop:
         delivery = source.receive()
     except TranscriptionError as error:
         log.error("%s", error)  # noqa: TRY400 - one line says it all
-        return Turn.FAILED
+        return Turn(Fate.FAILED)
     if delivery is None:
-        return Turn.EMPTY
+        return Turn(Fate.EMPTY)
     if stop.requested:  # it came while the stop was asked for
         delivery.release()
-        return Turn.EMPTY
+        return Turn(Fate.EMPTY)
+    addresses = tuple(upload.address for upload in delivery.uploads)
     try:
         with delivery.held():
             for upload in delivery.uploads:
                 process(upload)
-        pass
+        delivery.finish()
     except Exception:
-        log.exception("given back: %s", options.one_line(", ".join(upload.address for upload in delivery.uploads)))
+        log.exception("given back: %s", options.one_line(", ".join(addresses)))
         delivery.release()
-        return Turn.FAILED
+        return Turn(Fate.FAILED, addresses)
     except BaseException:
         delivery.release()
+        log.info("broken off and given back: %s", options.one_line(", ".join(addresses)))
         raise
-    return Turn.DONE
+    return Turn(Fate.DONE, addresses)
 
 
 def transcribe(desk: Desk, upload: Upload) -> Result | None:
@@ -191,9 +211,9 @@ def transcribe(desk: Desk, upload: Upload) -> Result | None:
     if upload.address.startswith(tuple(storage.join(output, own) for own in names.OWN_PREFIXES)):
         log.warning("%s is passed over: a worker wrote it", options.one_line(upload.address))
         return None
-    identity = names.identity(upload, desk.handle.engine.facts.revision, desk.decoding, desk.formats)
+    identity = names.identity(upload, desk.handle.engine.facts, desk.decoding, desk.formats)
     job = names.job_for(upload, output, identity)
-    if storage.exists(f"{job.results}.json") or storage.exists(f"{job.failed}"):
+    if results.is_done(job):
         log.info("%s was done before", options.one_line(upload.address))
         return None
     result = fast_transcribe.process(job, desk.handle, desk.decoding, desk.formats)
@@ -228,7 +248,7 @@ def stoppable(seconds: float) -> Iterator[Stop]:
     try:
         yield stop
     except OutOfTime:
-        log.info("stopped; the job in hand was given back")
+        log.info("stopped, as the time for it was over")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGTERM, before[0])
@@ -237,6 +257,7 @@ def stoppable(seconds: float) -> Iterator[Stop]:
 
 def _pause(failures: int, stop: Stop) -> None:
     """Wait a little longer after each failure in a row, so that a broken worker leaves the queue to the others."""
-    until = time.monotonic() + min(2.0 ** (failures - 1), LONGEST_PAUSE) if failures else 0.0
+    seconds = min(2.0 ** min(failures - 1, 10), LONGEST_PAUSE) if failures else 0.0  # 2.0 ** 1024 is too large
+    until = time.monotonic() + seconds
     while not stop.requested and time.monotonic() < until:
         time.sleep(0.1)

@@ -63,6 +63,7 @@ def _transcript_fields(transcript: Transcript | None) -> dict[str, Any]:
         "quality": {
             "language_probability": transcript.language_probability,
             "avg_logprob": _mean_logprob(transcript.segments),
+            "truncated_chunks": transcript.truncated_chunks,
         },
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 import threading
@@ -10,20 +11,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from run_transcription import aws
+from jsonschema import Draft202012Validator
+
+from run_transcription import aws, schema
 from run_transcription.errors import TranscriptionError
 from run_transcription.records import Upload
 
 
 def tone(path: Path, seconds: float) -> Path:
     """Write a wav file of 16 kHz with a tone in it."""
-    samples = (int(9000 * math.sin(i / 6)) for i in range(int(seconds * 16000)))
+    period = struct.pack("<40h", *(int(9000 * math.sin(i * math.tau / 40)) for i in range(40)))
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(16000)
-        file.writeframes(b"".join(struct.pack("<h", sample) for sample in samples))
+        file.writeframes(period * int(seconds * 400))
     return path
+
+
+def document(content: bytes) -> dict:
+    """Return what a result's json says, once it is what the schema promises."""
+    found = json.loads(content)
+    Draft202012Validator(schema.schema()).validate(found)
+    return found
 
 
 def counts(queue_url: str) -> tuple[int, int]:

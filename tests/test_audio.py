@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 import soundfile
 
 from run_transcription import audio
-from run_transcription.errors import Rejected
+from run_transcription.errors import Rejected, TranscriptionError
 from run_transcription.records import SAMPLE_RATE, AudioFacts
 
 RNG = np.random.default_rng(7)
@@ -93,10 +95,20 @@ def frames_of(channels: np.ndarray, rate: int, layout: str, stream: Any) -> Iter
         yield frame
 
 
-def wav_bytes(data: bytes, claimed: int | None = None, rate: int = SAMPLE_RATE) -> bytes:
-    """Return a 16-bit mono wav whose header claims a size of its own."""
+def retimed(path: Path, time_of: Callable[[int, int], int]) -> Path:
+    """Change the times of an mkv's blocks: `time_of` gets a block's number and milliseconds, and gives others."""
+    content = bytearray(path.read_bytes())
+    for number, found in enumerate(re.finditer(rb"\xa3\x48\x04\x81", content)):  # blocks of 1024 samples, track 1
+        place = slice(found.end(), found.end() + 2)
+        content[place] = struct.pack(">h", time_of(number, struct.unpack(">h", content[place])[0]))
+    path.write_bytes(content)
+    return path
+
+
+def wav_bytes(data: bytes, claimed: int | None = None, rate: int = SAMPLE_RATE, bits: int = 16) -> bytes:
+    """Return a mono wav of integers whose header claims a size of its own."""
     size = len(data) if claimed is None else claimed
-    form = struct.pack("<IHHIIHH", 16, 1, 1, rate, rate * 2, 2, 16)
+    form = struct.pack("<IHHIIHH", 16, 1, 1, rate, rate * bits // 8 % 2**32, bits // 8, bits)
     head = b"RIFF" + struct.pack("<I", min(size + 36, 2**32 - 1)) + b"WAVEfmt " + form
     return head + b"data" + struct.pack("<I", size) + data
 
@@ -135,6 +147,15 @@ def test_every_sample_type_has_one_scale(tmp_path: Path, subtype: str) -> None:
     soundfile.write(tmp_path / "a.wav", wave, SAMPLE_RATE, subtype=subtype)
     samples, _ = decoded(tmp_path / "a.wav")
     assert np.abs(samples - wave).max() < (0.02 if subtype in {"PCM_U8", "ULAW"} else 1e-4)
+
+
+def test_integers_of_64_bits_have_that_scale_too(tmp_path: Path) -> None:
+    """A wav of 64-bit integers, which numpy can't take from the decoder, comes out at its level and time."""
+    wave = tone(3.0)
+    (tmp_path / "a.wav").write_bytes(wav_bytes((wave * 2.0**63).astype("<i8").tobytes(), bits=64))
+    samples, facts = decoded(tmp_path / "a.wav")
+    np.testing.assert_allclose(samples, wave, atol=1e-6)
+    assert (facts.codec, facts.gaps, facts.warnings) == ("pcm_s64le", 0, ())
 
 
 def test_blocks_join_without_a_seam(tmp_path: Path) -> None:
@@ -231,6 +252,14 @@ def test_sound_that_begins_after_its_video_keeps_its_place(tmp_path: Path) -> No
     assert not samples[: 2 * SAMPLE_RATE].any()
 
 
+def test_clock_of_the_container_need_not_start_at_zero(tmp_path: Path) -> None:
+    """A stream cut out of a broadcast begins at some hour of its clock: that hour is no silence."""
+    path = encode(tmp_path / "a.mkv", "pcm_s16le", tone(1.0)[None], SAMPLE_RATE, starts=(3600.0,))
+    samples, facts = decoded(path)
+    assert len(samples) == SAMPLE_RATE
+    assert facts.gaps == 0
+
+
 def test_timestamp_beyond_a_day_is_damage_and_no_silence(tmp_path: Path) -> None:
     """A clock that jumps by years does not make years of silence; the jump is a warning."""
     path = encode(tmp_path / "a.mkv", "pcm_s16le", tone(1.0)[None], SAMPLE_RATE, starts=(0.0, 1e8))
@@ -246,6 +275,30 @@ def test_clock_that_starts_again_joins_on(tmp_path: Path) -> None:
     samples, facts = decoded(tmp_path / "b.ts")
     assert len(samples) / SAMPLE_RATE == pytest.approx(4.0, abs=0.3)
     assert any("jump back" in warning for warning in facts.warnings)
+
+
+@pytest.mark.parametrize("milliseconds", [-1000, -300, 300, 1000])
+def test_one_wrong_timestamp_moves_nothing(tmp_path: Path, milliseconds: int) -> None:
+    """A single block whose time is wrong loses no sound, adds no silence, and leaves what follows in its place."""
+    chirp = tone(3) * np.linspace(0, 1, 3 * SAMPLE_RATE, dtype=np.float32)
+    path = encode(tmp_path / "a.mkv", "pcm_s16le", chirp[None], SAMPLE_RATE)
+    samples, facts = decoded(retimed(path, lambda number, time: time + milliseconds * (number == 25)))
+    np.testing.assert_allclose(samples, chirp, atol=1e-4)
+    assert facts.gaps == 0
+    assert facts.warnings == ("a wrong timestamp was passed over",)
+
+
+@pytest.mark.parametrize("speed", [0.97, 1.03])
+def test_clock_that_drifts_is_followed(tmp_path: Path, speed: float) -> None:
+    """Where the container's clock is slower or faster than the samples, a sound stays within 0.1 s of its time."""
+    clicks = np.zeros(300 * 1024, np.float32)  # 19.2 s, in whole blocks
+    clicks[18 * SAMPLE_RATE :: 4000] = 0.9
+    path = encode(tmp_path / "a.mkv", "pcm_s16le", clicks[None], SAMPLE_RATE)
+    samples, facts = decoded(retimed(path, lambda number, time: time + round(number * 64 * (speed - 1))))
+    assert np.flatnonzero(samples > 0.5)[0] / SAMPLE_RATE == pytest.approx(18 * speed, abs=0.15)
+    assert len(samples) / SAMPLE_RATE == pytest.approx(19.2 * speed, abs=0.15)
+    assert (facts.gaps > 0) == (speed > 1)
+    assert any("overlap what precedes" in warning for warning in facts.warnings) == (speed < 1)
 
 
 def test_rate_may_change_on_the_way(tmp_path: Path) -> None:
@@ -266,6 +319,16 @@ def test_truncated_mp3_is_decoded_up_to_the_damage(tmp_path: Path) -> None:
     assert len(samples) / SAMPLE_RATE == pytest.approx(4.0, abs=0.3)
     assert pitch(samples[8000:48_000]) == pytest.approx(440, abs=1)
     assert any("claims 8.0" in warning for warning in facts.warnings)
+
+
+@pytest.mark.parametrize("extension", ["mp4", "mkv"])
+def test_sound_shorter_than_its_video_is_no_damage(tmp_path: Path, extension: str) -> None:
+    """A film whose sound ends before the picture is whole: the length of the sound is what counts."""
+    codec = {"mp4": "aac", "mkv": "pcm_s16le"}[extension]
+    path = encode(tmp_path / f"a.{extension}", codec, tone(0.3)[None], SAMPLE_RATE, video=True)
+    with audio.open_recording(path) as reader:
+        assert sum(map(len, reader.blocks())) / SAMPLE_RATE == pytest.approx(0.3, abs=0.1)
+        assert reader.facts.warnings == ()
 
 
 def test_damage_in_the_middle_is_passed_over(tmp_path: Path) -> None:
@@ -319,8 +382,14 @@ def test_a_recording_over_a_day_is_refused(tmp_path: Path, monkeypatch: pytest.M
         (wav_bytes(b"\x01\x01", rate=44_100), "no_audio"),
         (wav_bytes(b"\x01\x01"), "no_audio"),
         (wav_bytes(b"")[:20], "not_audio"),
+        (wav_bytes(bytes(4000), rate=2**31 - 1), "not_audio"),
+        (wav_bytes(bytes(4000), rate=0), "not_audio"),
+        (wav_bytes(bytes(4000), bits=48), "not_audio"),
     ],
-    ids=["empty", "text", "letter", "subtitles", "zeros", "noise", "no samples", "one sample", "one at 16k", "cut"],
+    ids=[
+        *("empty", "text", "letter", "subtitles", "zeros", "noise", "no samples", "one sample", "one at 16k", "cut"),
+        *("rate of 2 GHz", "rate of 0 Hz", "integers of 48 bits"),
+    ],
 )
 def test_what_holds_no_sound_is_refused(tmp_path: Path, content: bytes, code: str) -> None:
     """Files named .wav that are none, or hold nothing, are refused with a reason that tells which."""
@@ -373,6 +442,35 @@ def test_forbidden_file_is_not_readable(tmp_path: Path, monkeypatch: pytest.Monk
     error = refusal(tmp_path / "a.wav")
     assert error.code == "not_readable"
     assert "Permission denied" in str(error)
+
+
+class FailingDisk(FileIO):
+    """A file whose disk fails after so many bytes."""
+
+    sound = 0
+
+    def readinto(self, memory: Any) -> int:
+        """Read, or fail."""
+        if self.tell() >= self.sound:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().readinto(memory)
+
+    def read(self, size: int = -1) -> bytes:
+        """Read, or fail."""
+        if self.tell() >= self.sound:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(size)
+
+
+@pytest.mark.parametrize("sound", [0, 4096, 300_000])
+def test_failing_disk_is_not_the_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound: int) -> None:
+    """A read error is one line, and no refusal: the same file may be read when it is tried again."""
+    soundfile.write(tmp_path / "a.wav", tone(60), SAMPLE_RATE)
+    monkeypatch.setattr(audio, "_open_file", FailingDisk)
+    monkeypatch.setattr(FailingDisk, "sound", sound)
+    with pytest.raises(TranscriptionError, match="could not be read to its end: Input/output error") as caught:
+        decoded(tmp_path / "a.wav")
+    assert not isinstance(caught.value, Rejected)
 
 
 NAMES = ["two words", "1+1=2", 'it\'s "so"', "line\nbreak", "Grüße", "🎧", "-o", "%03d", "file:a", "concat:a|b", "#1?"]

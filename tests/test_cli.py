@@ -3,15 +3,18 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
-from test_fast_transcribe import tone
+from fakes import document, tone
 
 from run_transcription import __main__ as program
 from run_transcription import doctor, options, storage
@@ -43,7 +46,8 @@ def run(*arguments: str, **environment: str):
 def start(*arguments: str, **settings) -> subprocess.Popen:
     """Run Python in a process of its own."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
+    return subprocess.Popen(command, text=True, **streams)
 
 
 def test_help_is_fast_and_imports_nothing_heavy():
@@ -62,13 +66,43 @@ def test_help_is_fast_and_imports_nothing_heavy():
 
 @pytest.mark.parametrize(("name", "place", "purpose"), program.COMMANDS)
 def test_every_command_is_there_and_does_what_the_list_says(name, place, purpose):
-    """Each row leads to a command of that name, and its own help begins with the row's words."""
+    """Each row leads to a command of that name, and its own help begins with the row's sentence and nothing more."""
     module, attribute = place.split(":")
     command = getattr(importlib.import_module(module), attribute)
     assert command.name == name
-    result = run(name, "--help")
-    assert result.exit_code == 0
-    assert purpose.rstrip(".").split()[0].lower() in command.help.lower()
+    assert command.help.split("\n\n")[0] == purpose
+    assert purpose in run(name, "--help").stdout
+    assert re.search(rf"^  {name} +{re.escape(purpose)}$", run("--help").stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in program.COMMANDS])
+def test_an_option_has_one_variable_for_every_command(monkeypatch, name):
+    """TRANSCRIBE_ and the option's long name, whatever the command calls the value; the demo's are left out."""
+    command = program.main.get_command(None, name)
+    context = click.Context(command, **command.context_settings)
+    for option in (found for found in command.params if isinstance(found, click.Option)):
+        long = max(option.opts, key=len)
+        monkeypatch.setenv("TRANSCRIBE_" + long.removeprefix("--").replace("-", "_").upper(), "7")
+        assert option.resolve_envvar_value(context) == (None if name == "demo" else "7"), long
+
+
+def test_options_that_end_at_once_have_no_variable(here):
+    """A variable that is left over must not make every command print the version, or its help."""
+    result = run("schema", TRANSCRIBE_VERSION="1", TRANSCRIBE_HELP="1")
+    assert json.loads(result.stdout) == result_schema.schema()
+
+
+def test_threads_limit_torch_and_what_numpy_multiplies_with():
+    """`--threads 1` is one thread for both, though numpy is loaded before the option is read."""
+    script = "import sys, run_transcription.__main__ as m, numpy\nm.main(standalone_mode=False)\nimport torch\n"
+    script += "from threadpoolctl import threadpool_info\n"
+    script += "print([torch.get_num_threads()] + [pool['num_threads'] for pool in threadpool_info()])"
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    arguments = ("doctor", "--threads", "1", "--model", "demo")
+    output, errors = start("-c", script, *arguments, env=environment).communicate()
+    pools = json.loads(output.splitlines()[-1]) if output else errors
+    assert len(pools) > 1
+    assert set(pools) == {1}, pools
 
 
 @pytest.mark.parametrize("name", ["transcribe", "worker", "doctor"])
@@ -122,10 +156,10 @@ def test_every_option_has_an_environment_variable(here, talk, model):
     environment = {"TRANSCRIBE_MODEL": model, "TRANSCRIBE_OUTPUT_DIR": "out", "TRANSCRIBE_OUTPUT_FORMAT": "json srt"}
     result = run("transcribe", talk, **environment, TRANSCRIBE_LANGUAGE="de", TRANSCRIBE_DTYPE="float32")
     assert result.exit_code == 0, result.stderr
-    document = json.loads((here / "out/talk.json").read_bytes())
+    said = document((here / "out/talk.json").read_bytes())
     assert (here / "out/talk.srt").exists()
-    assert document["options"]["language"] == "de"
-    assert document["model"]["dtype"] == "float32"
+    assert said["options"]["language"] == "de"
+    assert said["model"]["dtype"] == "float32"
     assert run("transcribe", talk, TRANSCRIBE_BATCH_SIZE="none").exit_code == 2
 
 
@@ -150,6 +184,49 @@ def test_one_bad_file_does_not_stop_the_others(here, talk, model):
     assert second.startswith("FAILED none.wav: not_found")
     assert last == "2 of 3 recordings failed"
     assert "Traceback" not in result.stderr
+
+
+def test_what_cannot_be_looked_at_does_not_stop_the_others(here, talk, model, emulator):
+    """A name too long for the system and a bucket that isn't there fail by their names; the good one is done."""
+    long = f"{'n' * 300}.wav"
+    result = run("transcribe", long, talk, "s3://no-such-bucket/x.wav", "--model", model, "-o", "out", "-f", "txt")
+    assert result.exit_code == 1
+    assert [path.name for path in (here / "out").iterdir()] == ["talk.txt"]
+    first, second, last = result.stderr.strip().splitlines()[-3:]
+    assert first.startswith(f"FAILED {long}: ")
+    assert second.startswith("FAILED s3://no-such-bucket/x.wav: ")
+    assert last == "2 of 3 recordings failed"
+
+
+@pytest.mark.parametrize("command", ["transcribe", "schema"])
+def test_an_output_that_takes_nothing_is_one_line(here, talk, model, command):
+    """A full disk ends the program in one line, and Python says nothing of it afterwards."""
+    arguments = (command, "talk.wav", "--model", model) if command == "transcribe" else (command,)
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        process = start("-m", "run_transcription", *arguments, cwd=here, stdout=full)
+        _, errors = process.communicate()
+    assert process.returncode == 1
+    said = [line for line in errors.splitlines() if not line.startswith("INFO ")]
+    assert said == ["Error: cannot write to the output: No space left on device"]
+
+
+def test_a_reader_that_is_gone_is_no_error(here):
+    """`… | head` may end before everything is written: nothing is said of it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = start("-m", "run_transcription", "schema", stdout=writing)
+    os.close(writing)
+    _, errors = process.communicate()
+    assert errors == ""
+
+
+def test_a_bad_file_among_printed_ones_is_named_with_its_code(here, talk, model):
+    """With the text on standard output a bad file is said in the same words as with -o."""
+    (here / "bad.wav").write_text("no sound at all")
+    result = run("transcribe", talk, "bad.wav", "--model", model)
+    assert result.exit_code == 1
+    assert result.stdout == run("transcribe", talk, "--model", model).stdout
+    assert result.stderr.strip().splitlines()[-2].startswith("FAILED bad.wav: not_audio: ")
 
 
 def test_bad_files_alone_never_cost_the_model(here):
@@ -225,7 +302,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_is_finished(here, talk, model):
     assert process.returncode == 130, errors
     assert time.monotonic() - interrupted < 5
     assert "Traceback" not in errors
-    assert json.loads((here / "out/talk.json").read_bytes())["status"] == "COMPLETED"
+    assert document((here / "out/talk.json").read_bytes())["status"] == "COMPLETED"
     assert not list((here / "out").glob("talk2*"))
 
 
@@ -246,7 +323,7 @@ def test_doctor_says_which_strategy_wins(here, model):
     )
     assert found["load"]["strategy"] == "mmap"
     assert [skip["strategy"] for skip in found["load"]["skipped"]] == ["gpu_state"]
-    assert found["packages"]["torch"] == importlib.import_module("importlib.metadata").version("torch")
+    assert found["packages"]["torch"] == metadata.version("torch")
     assert found["home"] == os.environ["TRANSCRIBE_HOME"]
 
 
@@ -257,6 +334,31 @@ def test_doctor_names_the_trouble_and_says_the_rest(here):
     assert result.exit_code == 1
     assert "NOT LOADED" in result.stdout
     assert "transformers" in result.stdout
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_doctor_outlives_a_package_that_cannot_be_imported(here, missing):
+    """What is broken is what a doctor is asked about: it is named, with the remedy, and no traceback."""
+    script = f"import sys; sys.modules[{missing!r}] = None; import run_transcription.__main__ as m; m.main()"
+    process = start("-c", script, "doctor", "--model", "demo")
+    output, errors = process.communicate()
+    assert process.returncode == 1
+    assert errors.count("Traceback") == 0
+    line = next(line for line in output.splitlines() if "NOT LOADED" in line)
+    assert missing in line
+    assert line.endswith("run make setup")
+
+
+def test_doctor_names_packages_that_are_not_installed(monkeypatch):
+    """A package without its files, and the program itself run from a bare checkout, are MISSING."""
+
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    assert doctor._version("torch") is None
+    monkeypatch.setattr(metadata, "requires", absent)
+    assert doctor._needed() == ["run-transcription"]
 
 
 def test_doctor_knows_every_package_that_is_required():

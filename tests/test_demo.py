@@ -149,6 +149,31 @@ def test_a_program_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_moment_of_starting_leaves_no_child(tmp_path, monkeypatch, number):
+    """Between the start of a child and the moment that it is known a signal must wait, and then count."""
+    children, popen = [], subprocess.Popen
+
+    def start(*arguments, **settings):
+        children.append(popen(*arguments, **settings))
+        signal.raise_signal(number)
+        return children[0]
+
+    monkeypatch.setattr("run_transcription.demo.processes.subprocess.Popen", start)
+    handler = signal.getsignal(number)
+    with (
+        pytest.raises((KeyboardInterrupt, SystemExit)),
+        command.clean_exit(),
+        running([sys.executable, "-c", "import time; time.sleep(60)"], os.environ, tmp_path / "log"),
+    ):
+        time.sleep(60)
+    (child,) = children
+    ended = child.returncode
+    child.kill()
+    assert ended == -signal.SIGTERM
+    assert signal.getsignal(number) is handler
+
+
 @pytest.mark.parametrize("manifest", [None, "{", "[]", "[7]", '[{"file": "absent.wav", "reference": ""}]', '{"a": 1}'])
 def test_a_bad_manifest_is_one_line(tmp_path, manifest):
     """Whatever is wrong with a folder of recordings is said by name."""

@@ -1,8 +1,10 @@
 """Tests of run_transcription.direct_transcribe: chunks, batches and recording time."""
 
+import re
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ class Clicks:
         if decoding.language == "klingon":
             code = "unsupported_option"
             raise Rejected(code, "no klingon")
+        return replace(decoding, language={"German": "de"}.get(decoding.language, decoding.language))
 
     def transcribe(self, windows, decoding):
         self.batches.append([len(window) for window in windows])
@@ -145,15 +148,37 @@ def test_hallucinations_on_silence_are_dropped(no_speech, logprob, text):
     assert transcript.language == ("en" if text else None)
 
 
+def test_text_that_breaks_off_is_said(caplog):
+    """A chunk whose text is longer than the model can write is counted, and its time is in the log.
+
+    One that is silence is not: nothing of it would be kept.
+    """
+
+    class Breathless(Clicks):
+        def row(self, window):
+            return replace(super().row(window), complete=len(window) < 20 * SECOND)
+
+    clicks = {5: 0.1, 35: 0.2, 65: 0.3, 68: 0.4}
+    transcript, _ = direct_transcribe.transcribe(blocks(recording(70, clicks)), Breathless(), Decoding())
+    assert transcript.truncated_chunks == 2
+    spans = [re.findall(r"[\d.]+(?= s)", record.getMessage()) for record in caplog.records]
+    assert spans[0][0] == "0.00"
+    assert spans[0][1] == spans[1][0]
+    assert 20 < float(spans[0][1]) <= 30
+    silent, _ = direct_transcribe.transcribe(blocks(recording(70, {})), Breathless(), Decoding())
+    assert silent.truncated_chunks == 0
+    assert direct_transcribe.transcribe(blocks(recording(70, clicks)), Clicks(), Decoding())[0].truncated_chunks == 0
+
+
 @pytest.mark.parametrize("seconds", [0, 60])
 def test_silence_is_no_error(seconds):
-    """No samples or no speech: an empty transcript of that duration, in no language or in the one given."""
-    for language in (None, "de"):
+    """No samples or no speech: an empty transcript of that duration, in no language or in the one given, as a code."""
+    for language, code in ((None, None), ("de", "de"), ("German", "de")):
         transcript, _ = direct_transcribe.transcribe(
             blocks(recording(seconds, {})), Clicks(), Decoding(language=language)
         )
         assert (transcript.text, transcript.segments, transcript.duration) == ("", (), seconds)
-        assert (transcript.language, transcript.language_probability) == (language, 0.0)
+        assert (transcript.language, transcript.language_probability) == (code, 0.0)
 
 
 def test_stages_are_added_up():

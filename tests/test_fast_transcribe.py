@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import struct
-import wave
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_whisper
+from fakes import document, tone
 
-from run_transcription import fast_transcribe, optimized_loader
+from run_transcription import fast_transcribe, optimized_loader, storage
 from run_transcription.records import Decoding, Job, ModelSpec
 
 
@@ -26,30 +24,40 @@ def recording(tmp_path):
     return tone(tmp_path / "a tone.wav", seconds=35)
 
 
-def tone(path: Path, seconds: float) -> Path:
-    """Write a wav file of 16 kHz with a tone in it."""
-    period = struct.pack("<40h", *(int(9000 * math.sin(i * math.tau / 40)) for i in range(40)))
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16000)
-        file.writeframes(period * int(seconds * 400))
-    return path
-
-
 def test_every_format_is_stored_and_named_in_the_json(handle, recording, tmp_path):
     """The json names each other file with the sha256 and the size that it has on disk."""
     result = fast_transcribe.process(
         Job(str(recording), str(tmp_path / "out/x")), handle, Decoding(), ("json", "srt", "txt")
     )
-    document = json.loads((tmp_path / "out/x.json").read_bytes())
-    assert result.status == document["status"] == "COMPLETED"
+    said = document((tmp_path / "out/x.json").read_bytes())
+    assert result.status == said["status"] == "COMPLETED"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.json", "x.srt", "x.txt"]
-    assert set(document["files"]) == {"srt", "txt"}
-    for stored in document["files"].values():
-        content = Path(stored["address"]).read_bytes()
+    assert set(said["files"]) == {"srt", "txt"}
+    assert_files_are_as_said(said)
+
+
+def assert_files_are_as_said(said):
+    """Check each file that a json names."""
+    for stored in said["files"].values():
+        content = storage.read(stored["address"])
         assert stored["sha256"] == hashlib.sha256(content).hexdigest()
         assert stored["size"] == len(content)
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_two_workers_with_one_job_leave_one_result(handle, recording, tmp_path, request, place):
+    """Whoever is first with a file, the json names the files that lie there: also when both heard something else."""
+    root = str(tmp_path) if place == "folder" else f"s3://{request.getfixturevalue('stack').bucket}"
+    job = Job(str(recording), storage.join(root, "x"), identity="0123456789abcdef")
+    first = fast_transcribe.transcribe_file(recording, job, handle, Decoding())
+    segment = replace(first.transcript.segments[0], text=" something else")
+    second = replace(first, transcript=replace(first.transcript, segments=(segment,)))
+    fast_transcribe._store(first, recording, ("txt",), 0.0)  # and here the first worker dies, or is slow
+    fast_transcribe._store(second, recording, ("json", "txt", "srt"), 0.0)
+    fast_transcribe._store(first, recording, ("json", "txt", "srt"), 0.0)
+    said = document(storage.read(f"{job.results}.json"))
+    assert set(said["files"]) == {"srt", "txt"}
+    assert_files_are_as_said(said)
 
 
 def test_the_json_is_stored_last(handle, recording, tmp_path, monkeypatch):
@@ -98,9 +106,9 @@ def test_rejected_recording_leaves_a_failed_result(handle, tmp_path):
     bad.write_text("this is no sound")
     job = Job(str(bad), str(tmp_path / "out/x"), failed=str(tmp_path / "failed/x.json"))
     result = fast_transcribe.process(job, handle, Decoding(), ("json", "txt"))
-    document = json.loads((tmp_path / "failed/x.json").read_bytes())
-    assert result.status == document["status"] == "FAILED"
-    assert document["error"]["code"] == result.error.code == "not_audio"
+    said = document((tmp_path / "failed/x.json").read_bytes())
+    assert result.status == said["status"] == "FAILED"
+    assert said["error"]["code"] == result.error.code == "not_audio"
     assert not (tmp_path / "out").exists()
 
 

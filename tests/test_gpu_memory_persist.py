@@ -1,5 +1,7 @@
 """Tests of run_transcription.gpu_memory_persist and of the header of its states."""
 
+import errno
+import io
 import json
 import os
 import random
@@ -67,10 +69,15 @@ def test_parameters_are_views_of_one_allocation(made):
     assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
 
 
-def test_the_generation_config_comes_along(source, made):
+def test_the_generation_config_comes_along(source, tmp_path):
     """Languages, tasks and timestamps survive, even with transformers' mark that it came from a model's config."""
-    model = persist.load_state(made, None, "cpu")
-    said = json.loads((source.path / "generation_config.json").read_text())
+    marked = Path(shutil.copytree(source.path, tmp_path / "marked"))
+    path = marked / "generation_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"_from_model_config": True}))
+    persist.preload_gpu_model(model_folder.resolve(ModelSpec(str(marked))), tmp_path / "state")
+    model = persist.load_state(tmp_path / "state", None, "cpu")
+    assert not model.generation_config._from_model_config
     assert model.generation_config.lang_to_id == said["lang_to_id"]
     assert model.generation_config.no_timestamps_token_id == said["no_timestamps_token_id"]
 
@@ -183,6 +190,48 @@ def test_a_failed_save_leaves_the_old_state(source, state):
     assert [path.name for path in state.parent.iterdir()] == [state.name]
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, os.strerror(errno.EIO)), KeyboardInterrupt()])
+def test_a_failed_exchange_puts_the_old_state_back(source, state, monkeypatch, error):
+    """When the new state can't take its name, or is interrupted at it, the old one has its name again, in whole."""
+    rename = Path.rename
+
+    def fails(path, target):
+        if path.name == "new":
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises((TranscriptionError, KeyboardInterrupt)):
+        persist.preload_gpu_model(source, state, "float32")
+    assert persist.load_state(state, None, "cpu").dtype == torch.float16
+    assert [path.name for path in state.parent.iterdir()] == [state.name]
+
+
+def test_reads_may_be_short(made, monkeypatch):
+    """A system that gives fewer bytes than were asked for is no damage: the rest is asked for again."""
+    opened, preadv = Path.open, os.preadv
+    calls = []
+
+    class Slow(io.FileIO):
+        def read(self, size=-1):
+            return super().read(max(1, size // 2) if size > 0 else size)
+
+    def opens(path, *arguments, **options):
+        return Slow(path) if path.name == persist.STATE_FILE else opened(path, *arguments, **options)
+
+    def short(file, views, offset):
+        calls.append(offset)
+        return preadv(file, [views[0][: max(1, len(views[0]) // 2)]], offset)
+
+    monkeypatch.setattr(Path, "open", opens)
+    monkeypatch.setattr(os, "preadv", short)
+    slow = persist.load_state(made, None, "cpu")
+    monkeypatch.undo()
+    whole = parameters(persist.load_state(made, None, "cpu"))
+    assert len(calls) > 2
+    assert all(value.equal(whole[name]) for name, value in parameters(slow).items())
+
+
 def test_a_save_replaces_the_old_state(source, state):
     """Preloading again, in another dtype, gives the new state under the same name."""
     persist.preload_gpu_model(source, state, "float32")
@@ -235,11 +284,12 @@ def test_no_file_and_no_thread_is_left(state, tmp_path):
 
 
 def test_two_loaders_at_once(source, made):
-    """Loaders don't disturb one another: each gets the checkpoint's weights."""
+    """Loaders don't disturb one another: each gets the checkpoint's weights, and torch's default dtype stays."""
     original = parameters(assemble.mapped_model(source.path, "float16", "sdpa"))
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(persist.load_state, made, None, "cpu") for _ in range(6)]:
             assert all(value.equal(original[name]) for name, value in parameters(future.result()).items())
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_state_that_is_replaced_while_it_is_read(source, state, tmp_path):

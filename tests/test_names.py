@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from run_transcription import names
-from run_transcription.records import Decoding, Upload
+from run_transcription.records import Decoding, ModelFacts, Upload
 
 UPLOAD = Upload("s3://bucket", "uploads/a b.wav", "v1", "v1")
-SAME = (UPLOAD, "revision", Decoding(), ("json", "txt"))
+MODEL = ModelFacts("model", "revision", "cpu", "float32", "sdpa")
+SAME = (UPLOAD, MODEL, Decoding(), ("json", "txt"))
 
 
 @pytest.mark.parametrize(
@@ -17,10 +18,12 @@ SAME = (UPLOAD, "revision", Decoding(), ("json", "txt"))
         (replace(UPLOAD, root="s3://other"), *SAME[1:]),
         (replace(UPLOAD, key="uploads/b.wav"), *SAME[1:]),
         (replace(UPLOAD, version="v2"), *SAME[1:]),
-        (UPLOAD, "other", *SAME[2:]),
-        (UPLOAD, "revision", Decoding(language="de"), ("json", "txt")),
-        (UPLOAD, "revision", Decoding(batch_size=1), ("json", "txt")),
-        (UPLOAD, "revision", Decoding(), ("json",)),
+        (UPLOAD, replace(MODEL, revision="other"), *SAME[2:]),
+        (UPLOAD, replace(MODEL, dtype="bfloat16"), *SAME[2:]),
+        (UPLOAD, replace(MODEL, engine="other"), *SAME[2:]),
+        (UPLOAD, MODEL, Decoding(language="de"), ("json", "txt")),
+        (UPLOAD, MODEL, Decoding(batch_size=1), ("json", "txt")),
+        (UPLOAD, MODEL, Decoding(), ("json",)),
     ],
 )
 def test_another_content_model_or_option_gives_another_identity(other):
@@ -30,7 +33,7 @@ def test_another_content_model_or_option_gives_another_identity(other):
 
 def test_the_same_job_has_the_same_identity_everywhere():
     """A second worker must find the first one's result, so the identity is fixed, whatever the formats' order."""
-    assert names.identity(UPLOAD, "revision", Decoding(), ("txt", "json")) == names.identity(*SAME)
+    assert names.identity(UPLOAD, MODEL, Decoding(), ("txt", "json")) == names.identity(*SAME)
     assert len(names.identity(*SAME)) == 16
 
 
@@ -41,6 +44,13 @@ def test_results_lie_below_key_and_identity():
     assert job.results == "s3://out/texts/results/uploads/a b.wav/0123456789abcdef/transcript"
     assert job.failed == "s3://out/texts/failed/uploads/a b.wav/0123456789abcdef.json"
     assert (job.version_id, job.identity) == ("v1", "0123456789abcdef")
+
+
+def test_a_slash_at_the_end_of_an_output_means_nothing():
+    """`-o s3://out/texts/` is the place that `-o s3://out/texts` is: a key with two slashes is another key."""
+    assert names.job_for(UPLOAD, "s3://out/texts/", "id") == names.job_for(UPLOAD, "s3://out/texts", "id")
+    assert names.results_of("s3://out/", "uploads/a") == "s3://out/results/uploads/a/"
+    assert names.failed_of("s3://out/", "uploads/a") == "s3://out/failed/uploads/a/"
 
 
 @pytest.mark.parametrize("key", ["é" * 480, "a/../../b.wav", "/a.wav", "a//b.wav", "n" * 300, "a\0b", "./a"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -8,9 +9,12 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from string import Template
 
 import pytest
 
+from run_transcription import aws, storage
+from run_transcription.sources import SqsSource
 from tools import require_tool
 
 ROOT = Path(__file__).parents[1]
@@ -93,13 +97,34 @@ def test_modules_fit_on_some_screens():
     assert not [path.name for path in PACKAGE.rglob("*.py") if path.read_text().count("\n") > 300]
 
 
-def test_no_file_names_the_place_where_it_was_written():
-    """No tracked text holds a home folder or the checkout's own path."""
-    files = run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.split()
-    texts = {name: (ROOT / name).read_bytes() for name in files if (ROOT / name).is_file()}
+@pytest.fixture
+def texts() -> dict[str, bytes]:
+    """Read every file that is or could be tracked, by name."""
+    files = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout.split("\0")
+    return {name: (ROOT / name).read_bytes() for name in files if (ROOT / name).is_file()}
+
+
+HOME = rb"(?<![\w.~-])/(home/[a-z_]|Users/[a-z_]|root/)"
+
+
+def test_no_file_names_the_place_where_it_was_written(texts):
+    """No tracked text holds anybody's home folder or the checkout's own path."""
     assert "README.md" in texts
-    private = [str(ROOT).encode() + b"/", b"/home" + b"/runner", b"/Users" + b"/"]
-    assert not [name for name, text in texts.items() if any(place in text for place in private)]
+    private = re.compile(HOME + b"|" + re.escape(bytes(ROOT)) + b"/", re.IGNORECASE)
+    assert not {name: found[0] for name, text in texts.items() if (found := private.search(text))}
+
+
+@pytest.mark.parametrize("path", ["/home" + "/jo/x", "'/root" + "/.cache", "=/Users" + "/jo/", "file:///home" + "/jo"])
+def test_a_home_folder_is_recognized(path):
+    """The search of the test above finds what it is for."""
+    assert re.search(HOME, path.encode())
+
+
+def test_no_lock_names_where_packages_came_from(texts):
+    """An index of one's own, or any host, in a lock would be asked by everybody who installs from it."""
+    locks = {name: text for name, text in texts.items() if "lock" in Path(name).name.lower()}
+    assert "requirements.lock" in locks
+    assert not [name for name, text in locks.items() if re.search(rb"index-url|find-links|trusted-host|://", text)]
 
 
 def test_make_alone_lists_every_target():
@@ -134,6 +159,43 @@ def test_setup_names_what_is_lacking(tmp_path, lacking, package):
     ]
 
 
+@pytest.fixture
+def bare(tmp_path):
+    """Make a folder that stands for PATH, with little in it and an apt-get that writes down what it is asked for."""
+    for name in ("sh", "make", "id"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    (tmp_path / "apt-get").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "apt-get").chmod(0o755)
+    (tmp_path / "sudo").write_text('#!/bin/sh\n"$@"\n')
+    (tmp_path / "sudo").chmod(0o755)
+    return str(tmp_path)
+
+
+def test_tools_asks_for_the_packages_of_what_is_lacking(bare):
+    """A program and its package may have two names; what is there already is not asked for."""
+    rows = "sh:dash no-such-sshd:openssh-server /no/such/packer:packer"
+    *_, install = run("make", "tools", f"TOOLS={rows}", PATH=bare).stdout.splitlines()
+    assert install.startswith("install ")
+    assert install.endswith("--no-install-recommends openssh-server packer")
+
+
+def test_tools_costs_nothing_where_all_is_there(bare):
+    """A build machine calls it before each run: the package manager isn't even asked."""
+    result = run("make", "tools", "TOOLS=sh:dash make:make", PATH=bare)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_tools_has_whatever_a_test_asks_for():
+    """Each program that a test can't do without has its row, and each row its package."""
+    rows = re.search(r"^TOOLS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    programs = dict(row.split(":") for row in rows)
+    asked = {
+        name for path in (ROOT / "tests").glob("*.py") for name in re.findall(r'l\("([\w-]+)"\)', path.read_text())
+    }
+    assert asked - {"no-such-tool"} <= {Path(name).name for name in programs}
+    assert all(programs.values())
+
+
 @pytest.mark.parametrize("status", [0, 1])
 def test_ci_ends_as_the_tests_do(tmp_path, status):
     """`.ci/run` calls `make test` with CI=true, from any folder, and fails where it fails."""
@@ -166,9 +228,41 @@ def test_links_of_the_documents_lead_somewhere():
             assert (ROOT / link).exists(), f"{document.name}: {link}"
 
 
-@pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"], ["lint-imports"]])
+def test_the_queue_of_the_readme_gets_what_is_uploaded(emulator):
+    """What a newcomer types makes a queue with dead letters, which hears of uploads and lets none but S3 send."""
+    names = {"ARN": "arn:aws:sqs:us-east-1:000000000000", "ACCOUNT": "000000000000", "BUCKET": "readme"}
+    found = re.findall(
+        r"^cat > (\w+)\.json <<END\n(.+?)^END$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    settings = {name: json.loads(Template(text).substitute(names)) for name, text in found}
+    (statement,) = json.loads(settings["queue"]["Policy"])["Statement"]
+    assert statement["Condition"]["StringEquals"] == {"aws:SourceAccount": "000000000000"}
+    assert statement["Condition"]["ArnLike"] == {"aws:SourceArn": "arn:aws:s3:::readme"}
+    aws.sqs().create_queue(QueueName="transcribe-dead")
+    url = aws.sqs().create_queue(QueueName="transcribe", Attributes=settings["queue"])["QueueUrl"]
+    aws.s3().create_bucket(Bucket="readme")
+    aws.s3().put_bucket_notification_configuration(Bucket="readme", NotificationConfiguration=settings["notification"])
+    source = SqsSource(url)
+    source.receive().finish()  # S3's test event
+    storage.store("s3://readme/elsewhere/a.wav", b"sound")
+    storage.store("s3://readme/uploads/a.wav", b"sound")
+    assert [upload.address for upload in source.receive().uploads] == ["s3://readme/uploads/a.wav"]
+    attributes = aws.sqs().get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]
+    assert int(json.loads(attributes["RedrivePolicy"])["maxReceiveCount"]) == 5
+
+
+def test_contributing_has_the_layers_that_are_checked():
+    """The table of layers is that of pyproject.toml: every module stands in its layer."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    checked = [{name for name in re.split(r"[ |:]+", layer) if "(" not in name} for layer in contract["layers"]]
+    rows = re.findall(r"^\| \d+ \| (.+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    shown = [set(re.findall(r"`(\w+)`", row.partition(":")[0])) for row in rows]
+    assert shown == checked[::-1]
+
+
+@pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"]])
 def test_the_code_is_in_order(command):
-    """Ruff finds nothing, the format is its own, and imports point upwards only."""
+    """Ruff finds nothing, the format is its own, types fit, and imports point upwards only."""
     result = run(Path(sys.executable).with_name(command[0]), *command[1:])
     assert result.returncode == 0, result.stdout + result.stderr
 

@@ -51,6 +51,8 @@ def test_nothing_to_transcribe_is_an_error(tmp_path):
         (["a/b.mp3", "c/B.mp3"], ["a/b", "c/B"]),
         (["x/b.mp3", "x/b.wav", "x/b.mp3.ogg"], ["b.mp3", "b.wav", "b.mp3.ogg"]),
         (["s3://one/k/b.mp3", "s3://two/k/b.mp3"], ["one/k/b", "two/k/b"]),
+        (["s3://b/p/q/x.wav", "s3://b/p/q/../../x.wav"], ["x", "__/__/x"]),
+        (["s3://b/.."], ["__"]),
         ([".hidden"], [".hidden"]),
     ],
 )
@@ -65,3 +67,21 @@ def test_names_never_meet(tmp_path):
     names = recordings.names([str(tmp_path / path) for path in paths])
     assert len({name.casefold() for name in names}) >= len({path.casefold() for path in paths})
     assert not any(name.startswith(("/", "..")) for name in names)
+
+
+@pytest.mark.parametrize(
+    "keys", [("a/x.wav", "a//x.wav"), ("../x.wav", "__/x.wav"), ("a/./x.wav", "a/x.wav"), ("x.wav", "../../x.wav")]
+)
+def test_keys_that_are_no_paths_have_names_of_their_own(keys, tmp_path):
+    """Whatever S3's keys hold, two recordings never share a file, and none leaves the folder of results."""
+    names = recordings.names([f"s3://bucket/p/q/{key}" for key in keys])
+    places = {os.path.realpath(tmp_path / f"{name}.txt") for name in names}
+    assert len(places) == 2
+    assert all(place.startswith(f"{tmp_path}/") for place in places)
+
+
+def test_what_cannot_be_looked_at_fails_by_its_name(emulator, tmp_path):
+    """A bucket that isn't there, an address without one, a name too long for the system: the others go on."""
+    (tmp_path / "good.wav").touch()
+    named = [str(tmp_path / "good.wav"), "s3://no-such-bucket/x.wav", "s3://", str(tmp_path / f"{'n' * 300}.wav")]
+    assert recordings.find(named) == named

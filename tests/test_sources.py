@@ -163,6 +163,21 @@ def test_a_folder_hands_out_each_recording_once(inbox):
     assert source.receive() is None
 
 
+def test_a_file_that_may_not_be_looked_at_stops_nobody(inbox, monkeypatch):
+    """What the system refuses to tell of a file is no reason to leave the others alone."""
+    look = os.stat
+
+    def refuse(path, *arguments, **options):
+        if str(path).endswith("a ü.mp3"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    source = folder_source(inbox)
+    assert source.receive().uploads[0].key == "b.wav"
+    assert source.receive() is None
+
+
 def test_a_file_that_changes_is_a_new_recording(inbox):
     """The same name with another content gets a version of its own."""
     source = folder_source(inbox)
@@ -202,3 +217,5 @@ def test_no_folder_is_one_line(tmp_path):
     """A mistyped folder is found before the model is loaded."""
     with pytest.raises(TranscriptionError, match="is no folder"):
         folder_source(tmp_path / "absent")
+    with pytest.raises(TranscriptionError, match="is no folder"):
+        folder_source(tmp_path / ("n" * 300))

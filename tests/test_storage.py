@@ -53,6 +53,13 @@ def test_if_absent_keeps_what_is_there(root):
     assert storage.read(address) == b"first"
 
 
+def test_what_was_kept_is_what_is_returned(root):
+    """Who names a file by its hash must name the one that lies there, not the one that was not written."""
+    address = storage.join(root, "a.txt")
+    first = storage.store(address, b"first", if_absent=True)
+    assert storage.store(address, b"the second", if_absent=True) == first
+
+
 def test_nothing_lies_about_after_storing(tmp_path):
     """Only the files asked for are left in a folder: no part, also after a refused one."""
     for _ in range(2):
@@ -81,6 +88,31 @@ def test_an_absent_output_bucket_is_not_the_recordings_fault(emulator):
     with pytest.raises(TranscriptionError, match="NoSuchBucket") as caught:
         storage.store("s3://no-such-bucket/a.json", b"text")
     assert not isinstance(caught.value, Rejected)
+
+
+def test_a_bucket_that_is_not_there_is_not_writable(stack):
+    """A mistyped bucket is found before anything was transcribed for it; one that may not be looked at is tried."""
+    storage.require_writable(f"s3://{stack.bucket}/texts")
+    with pytest.raises(TranscriptionError, match="cannot write into s3://no-such-bucket/texts"):
+        storage.require_writable("s3://no-such-bucket/texts")
+    with Stubber(aws.s3()) as answers:
+        answers.add_client_error("head_bucket", "403", http_status_code=403)
+        storage.require_writable("s3://someone-elses/texts")
+
+
+def test_an_endpoint_that_is_no_url_is_one_line(emulator):
+    """A mistyped AWS_ENDPOINT_URL is named."""
+    with (
+        environment(os.environ | {"AWS_ENDPOINT_URL": "nonsense"}),
+        pytest.raises(TranscriptionError, match="^cannot reach S3: .*nonsense"),
+    ):
+        storage.exists("s3://bucket/key")
+
+
+def test_a_name_that_is_no_utf_8_is_refused_by_s3(stack):
+    """Such a name can't be a key."""
+    with pytest.raises(TranscriptionError, match="no UTF-8"):
+        storage.store(f"s3://{stack.bucket}/\udce9.json", b"text")
 
 
 def test_a_conflict_is_tried_again(emulator, monkeypatch):

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
-import json
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fakes import document
 
-from run_transcription import aws, names, storage, submit
+from run_transcription import aws, names, storage, submit, writers
 from run_transcription.errors import TranscriptionError
+from run_transcription.records import Decoding, Failure, Job, LoadReport, ModelFacts, Result, Transcript
 from run_transcription.submit import Outcome, Parcel
 
-GOOD = json.dumps({"error": None}).encode()
-BAD = json.dumps({"error": {"code": "not_audio", "message": "it holds no sound"}}).encode()
+BAD = Failure("not_audio", "it holds no sound")
 FIRST, SECOND = "0" * 16, "1" * 16
 
 
@@ -29,11 +30,17 @@ def talk(tmp_path):
     return tmp_path / "a talk+é.wav"
 
 
-def finish(root, key, identity=FIRST, document=GOOD):
-    """Write what a worker would, and return its address."""
-    folder = names.results_of(root, key) if document is GOOD else names.failed_of(root, key)
-    address = f"{folder}{identity}/transcript.json" if document is GOOD else f"{folder}{identity}.json"
-    storage.store(address, document)
+def finish(root, key, identity=FIRST, error=None, version=None):
+    """Write what a worker would about the newest version, or a given one; return its address."""
+    folder = names.failed_of(root, key) if error else names.results_of(root, key)
+    address = f"{folder}{identity}.json" if error else f"{folder}{identity}/transcript.json"
+    job = Job(f"{root}/{key}", address, version_id=version or storage.version(f"{root}/{key}"), identity=identity)
+    facts = ModelFacts("model", "revision", "cpu", "float32", "sdpa"), LoadReport("mmap", 0.1)
+    transcript = None if error else Transcript("en", 1.0, "transcribe", 1.0, ())
+    result = Result("FAILED" if error else "COMPLETED", job, Decoding(), *facts, transcript, error=error)
+    written = writers.write_json(result, Path(key))
+    assert document(written)
+    storage.store(address, written)
     return address
 
 
@@ -117,7 +124,7 @@ def test_waiting_ends_with_the_result(stack, root, talk):
 
 def test_waiting_for_a_bad_recording_ends_with_its_reason(stack, root, talk):
     """A failure is an answer too: named, and an exit status of 1."""
-    with finishing(root, "uploads/a talk+é.wav", document=BAD):
+    with finishing(root, "uploads/a talk+é.wav", error=BAD):
         done = run(talk, "--bucket", stack.bucket, "--wait")
     assert done.exit_code == 1
     assert "failed: not_audio: it holds no sound" in done.stderr
@@ -131,6 +138,43 @@ def test_results_of_older_uploads_are_not_taken_for_this_one(root, talk):
     sent = submit.send(Parcel(talk, key), root, root, lambda _: None)
     newer = finish(root, key, SECOND)
     assert list(submit.wait_for([sent], root)) == [Outcome(key, newer)]
+
+
+@pytest.mark.parametrize("error", [None, BAD])
+def test_an_older_uploads_late_result_is_not_taken_for_this_one(root, talk, error):
+    """A worker may still be at the older upload: its document, good or bad, names the version that it is about."""
+    key = "uploads/a.wav"
+    storage.store(f"{root}/{key}", b"older")
+    older = storage.version(f"{root}/{key}")
+    sent = submit.send(Parcel(talk, key), root, root, lambda _: None)
+    finish(root, key, FIRST, error, version=older)
+    newer = finish(root, key, SECOND)
+    assert list(submit.wait_for([sent], root)) == [Outcome(key, newer)]
+
+
+def test_a_slash_at_the_end_of_the_output_means_nothing(root, talk):
+    """The worker's results are found however the same output is written."""
+    sent = submit.send(Parcel(talk, "uploads/a.wav"), root, f"{root}/", lambda _: None)
+    address = finish(root, "uploads/a.wav")
+    assert list(submit.wait_for([sent], f"{root}/")) == [Outcome("uploads/a.wav", address)]
+
+
+def test_a_name_that_is_no_utf_8_is_refused_before_anything_is_uploaded(stack, root, talk, tmp_path):
+    """Keys are UTF-8: a file whose name is other bytes is named, with what to do."""
+    bad = tmp_path / "caf\udce9.wav"
+    bad.write_bytes(b"sound")
+    done = run(talk, bad, "--bucket", stack.bucket)
+    assert done.exit_code == 1
+    assert "caf\\udce9.wav: its name is no UTF-8" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(storage.listing(f"{root}/")) == []
+
+
+def test_a_name_that_is_too_long_is_no_file(stack, talk):
+    """The system's own error about it is said as any other absent file."""
+    done = run(talk, f"{'n' * 300}.wav", "--bucket", stack.bucket)
+    assert done.exit_code == 1
+    assert f"there is no file {'n' * 300}.wav" in done.stderr
 
 
 def test_the_same_content_without_versions_has_its_result_already(root, talk, stack):
@@ -147,6 +191,6 @@ def test_results_below_a_longer_key_are_not_this_ones(root, talk):
     """`uploads/a` is not done when `uploads/a/b.wav` is."""
     sent = submit.send(Parcel(talk, "uploads/a"), root, root, lambda _: None)
     finish(root, "uploads/a/b.wav")
-    finish(root, "uploads/a/b.wav", document=BAD)
+    finish(root, "uploads/a/b.wav", error=BAD)
     own = finish(root, "uploads/a")
     assert list(submit.wait_for([sent], root)) == [Outcome("uploads/a", own)]

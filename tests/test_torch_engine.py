@@ -14,7 +14,7 @@ from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForCo
 
 from run_transcription.engines import assemble, vocabulary
 from run_transcription.engines.torch_engine import TorchEngine
-from run_transcription.errors import ModelNotLoaded, Rejected
+from run_transcription.errors import ModelNotLoaded, Rejected, TranscriptionError
 from run_transcription.records import Decoding, ModelFacts
 
 ENGLISH = Decoding(language="en")
@@ -109,6 +109,7 @@ def test_rows_end_where_the_model_ends_them(folder, windows):
     ends._model.load_state_dict(model.state_dict())
     rows = ends.transcribe(windows, ENGLISH).rows
     lengths = {len(row.tokens) for row in rows}
+    assert all(row.complete == (len(row.tokens) < 36) for row in rows)  # 40, less the prompt of 3 and the end itself
     assert len(lengths) > 1, "rows of one length have no padding to strip"
     assert min(lengths) < 30
     for row, window in zip(rows, windows, strict=True):
@@ -141,7 +142,8 @@ def test_language_is_detected_for_each_row(engine, folder, windows):
 
 @pytest.mark.parametrize("name", ["de", "German", "<|de|>", "DE"])
 def test_a_language_may_be_given_in_any_spelling(engine, folder, windows, name):
-    """A given language is used for all rows, and it is certain."""
+    """A given language is used for all rows, it is certain, and from then on it is called by its code."""
+    assert engine.check(Decoding(language=name, batch_size=3)) == Decoding(language="de", batch_size=3)
     (row,) = engine.transcribe(windows[:1], Decoding(language=name)).rows
     assert (row.language, row.language_probability) == ("de", 1.0)
     assert row.tokens == reference(folder, windows[0], language="de", task="transcribe")[0]
@@ -215,6 +217,26 @@ def test_half_precision_runs(folder, windows, dtype):
     """Features are cast to the model's dtype: float32 features would not meet its weights."""
     rows = engine_of(folder, dtype).transcribe(windows, ENGLISH).rows
     assert all(row.tokens and np.isfinite(row.avg_logprob) for row in rows)
+
+
+def test_a_row_at_the_limit_is_not_complete(engine, windows):
+    """Where the model comes to no end before its longest text, its row says so."""
+    rows = engine.transcribe(windows, ENGLISH).rows
+    assert {(len(row.tokens), row.complete) for row in rows} == {(37, False)}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("encoder.layer_norm.weight", 6e4), ("decoder.embed_positions.weight", float("nan"))],
+)
+def test_overflow_is_said(folder, windows, place, value):
+    """Numbers beyond float16, at the first step or at a later one, are one line that says what helps: no result."""
+    overflowing = engine_of(folder, "float16")
+    parameter = overflowing._model.model.get_parameter(place)
+    parameter[5:] = value  # of the positions, those after the prompt
+    with pytest.raises(TranscriptionError, match="tiny gave NaN in float16: try --dtype float32") as caught:
+        overflowing.transcribe(windows, ENGLISH)
+    assert not isinstance(caught.value, Rejected)
 
 
 def test_every_stage_has_its_seconds(engine, windows):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -12,14 +11,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fakes import BrokenSource, EndlessSource, counts, soon, tone
+from fakes import BrokenSource, EndlessSource, counts, document, soon, tone
 
 from run_transcription import names, optimized_loader, storage, worker
 from run_transcription.demo.emulator import make_stack
 from run_transcription.errors import TranscriptionError
-from run_transcription.records import Decoding, ModelSpec, Upload
+from run_transcription.records import Decoding, ModelFacts, ModelSpec, Upload
 from run_transcription.sources import FolderSource, SqsSource
-from run_transcription.worker import OutOfTime, Stop, Turn, work, work_once
+from run_transcription.worker import Fate, OutOfTime, Stop, work, work_once
 
 ODD = "uploads/a b+ü%20 'x'.wav"
 
@@ -46,15 +45,15 @@ def terminate(_upload=None):
 def test_a_recording_is_finished_only_once_it_is_processed(queue, stack):
     """While a job runs its message is hidden, not deleted; afterwards it is gone."""
     seen = []
-    assert work_once(queue, lambda upload: seen.append((upload.key, counts(stack.queue_url))), Stop()) is Turn.DONE
+    assert work_once(queue, lambda upload: seen.append((upload.key, counts(stack.queue_url))), Stop()).fate is Fate.DONE
     assert seen == [("uploads/a.wav", (0, 1))]
     assert counts(stack.queue_url) == (0, 0)
-    assert work_once(queue, seen.append, Stop()) is Turn.EMPTY
+    assert work_once(queue, seen.append, Stop()).fate is Fate.EMPTY
 
 
 def test_a_failure_gives_the_message_back(queue, stack, caplog):
     """An unexpected error makes the message visible again at once, and is logged with its traceback."""
-    assert work_once(queue, fail, Stop()) is Turn.FAILED
+    assert work_once(queue, fail, Stop()).fate is Fate.FAILED
     assert counts(stack.queue_url) == (1, 0)
     assert "uploads/a.wav" in caplog.text
     assert "ZeroDivisionError" in caplog.text
@@ -73,13 +72,13 @@ def test_an_interruption_gives_the_message_back_and_goes_on_up(queue, stack):
 
 def test_what_comes_after_the_stop_goes_back(queue, stack):
     """A message that a poll brings after SIGTERM is not begun."""
-    assert work_once(queue, fail, Stop(requested=True)) is Turn.EMPTY
+    assert work_once(queue, fail, Stop(requested=True)).fate is Fate.EMPTY
     assert counts(stack.queue_url) == (1, 0)
 
 
 def test_a_source_that_cannot_be_read_is_a_failed_turn(caplog):
     """A queue that is gone for a while is one line in the log, and no end of the worker."""
-    assert work_once(BrokenSource(), fail, Stop()) is Turn.FAILED
+    assert work_once(BrokenSource(), fail, Stop()).fate is Fate.FAILED
     assert caplog.messages == ["no route to the queue"]
 
 
@@ -127,6 +126,17 @@ def test_sigterm_ends_an_idle_worker_within_a_poll(stack):
     assert time.monotonic() - began < 4
 
 
+def test_an_output_that_cannot_be_written_costs_no_model(tmp_path):
+    """What can't be kept is not begun: found before the model is loaded, in one line."""
+    tone(tmp_path / "a.wav", 1)
+    (tmp_path / "inbox").mkdir()
+    arguments = ["--source", str(tmp_path / "inbox"), "-o", str(tmp_path / "a.wav"), "--model", "none"]
+    done = CliRunner().invoke(worker.worker, arguments)
+    assert done.exit_code == 1
+    assert "cannot write into" in done.output
+    assert done.output.count("\n") == 1
+
+
 def test_signal_handlers_are_put_back():
     """Nothing of the worker's signals stays behind, not even a running alarm."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)
@@ -137,12 +147,60 @@ def test_signal_handlers_are_put_back():
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-def test_once_gives_up_on_a_source_where_everything_fails(monkeypatch):
-    """Without a dead-letter queue a failing message would come for ever; the failures are counted."""
+@pytest.fixture
+def no_pause(monkeypatch):
+    """Let failures follow one another at once."""
     monkeypatch.setattr(worker, "LONGEST_PAUSE", 0.0)
+
+
+def test_once_gives_up_on_a_source_where_everything_fails(no_pause):
+    """Without a dead-letter queue a failing message would come for ever; the failures are counted."""
     source = EndlessSource()
-    assert work(source, fail, Stop(), once=True) == worker.MOST_FAILURES
+    with pytest.raises(TranscriptionError, match="10 failures in a row"):
+        work(source, fail, Stop(), once=True)
     assert source.fates == ["released"] * worker.MOST_FAILURES
+
+
+def test_once_gives_up_on_a_source_that_cannot_be_read(no_pause):
+    """Nothing was given back, and yet it must not look as if all were done."""
+    with pytest.raises(TranscriptionError, match="10 failures in a row"):
+        work(BrokenSource(), fail, Stop(), once=True)
+
+
+@pytest.mark.parametrize(("failures", "left"), [(0, []), (1, []), (2, []), (3, ["a.wav"])])
+def test_what_was_done_in_the_end_was_not_given_back(tmp_path, no_pause, failures, left):
+    """A retry that goes well makes up for the failures before it; a folder's recording has three tries."""
+    tone(tmp_path / "a.wav", 1)
+    os.utime(tmp_path / "a.wav", (1, 1))
+    tries = []
+
+    def process(upload):
+        tries.append(upload)
+        if len(tries) <= failures:
+            raise ZeroDivisionError
+
+    source = FolderSource(tmp_path, lambda name: name.endswith(".wav"))
+    assert work(source, process, Stop(), once=True) == {str(tmp_path / name) for name in left}
+
+
+def test_a_source_that_fails_for_a_moment_is_read_again(tmp_path, no_pause):
+    """One failed look at the queue leaves no recording untranscribed."""
+    tone(tmp_path / "a.wav", 1)
+    os.utime(tmp_path / "a.wav", (1, 1))
+    source, broken = FolderSource(tmp_path, lambda name: name.endswith(".wav")), [BrokenSource()]
+    seen = []
+
+    class Flickering:
+        def receive(self):
+            return broken.pop().receive() if broken else source.receive()
+
+    assert work(Flickering(), seen.append, Stop(), once=True) == set()
+    assert [upload.key for upload in seen] == ["a.wav"]
+
+
+def test_any_number_of_failures_has_its_pause():
+    """A worker whose queue is away for a night must be there in the morning."""
+    worker._pause(5000, Stop(requested=True))
 
 
 def test_a_failing_worker_waits_before_it_takes_more():
@@ -235,6 +293,17 @@ def test_a_failure_is_written_once_too(desk, tmp_path):
     assert len(list(tmp_path.glob("failed/a.wav/*.json"))) == 1
 
 
+def test_results_below_an_output_with_a_slash_are_no_recordings(desk, tmp_path):
+    """With a trigger for all keys the results come back as uploads: `-o s3://bucket/` must not make that a loop."""
+    tone(tmp_path / "a.wav", 1)
+    desk = replace(desk, output=f"{tmp_path}/")
+    result = worker.transcribe(desk, Upload(str(tmp_path), "a.wav", "v1"))
+    for file in result.files.values():
+        assert worker.transcribe(desk, Upload(str(tmp_path), file.address.removeprefix(f"{tmp_path}/"), "v1")) is None
+    assert [path.name for path in tmp_path.glob("results/*")] == ["a.wav"]
+    assert not (tmp_path / "failed").exists()
+
+
 @pytest.mark.parametrize("own", ["results/a.wav", "failed/a.wav", "work/a.wav"])
 def test_what_a_worker_wrote_is_no_recording(desk, tmp_path, own):
     """A notification without a prefix announces our own files too: they end there."""
@@ -243,11 +312,18 @@ def test_what_a_worker_wrote_is_no_recording(desk, tmp_path, own):
     assert not (tmp_path / "results").exists()
 
 
+def start_worker(*arguments, home, **environment):
+    """Start a worker as its own process."""
+    command = [sys.executable, "-m", "run_transcription", "worker", *arguments, "--dtype", "float32"]
+    environment = os.environ | {"TRANSCRIBE_HOME": str(home), "OMP_NUM_THREADS": "2"} | environment
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def run_worker(*arguments, home):
     """Run a worker as its own process until nothing is left."""
-    command = [sys.executable, "-m", "run_transcription", "worker", *arguments, "--once", "--dtype", "float32"]
-    environment = os.environ | {"TRANSCRIBE_HOME": str(home), "OMP_NUM_THREADS": "2"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    process = start_worker(*arguments, "--once", home=home)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +340,7 @@ def shift(emulator, model, tmp_path_factory):
 
 def json_below(address):
     """Return the json documents below an address, by address."""
-    return {found: json.loads(storage.read(found)) for found in storage.listing(address) if found.endswith(".json")}
+    return {found: document(storage.read(found)) for found in storage.listing(address) if found.endswith(".json")}
 
 
 def test_a_worker_process_empties_the_queue(shift):
@@ -279,11 +355,11 @@ def test_a_worker_process_empties_the_queue(shift):
 def test_a_result_names_its_files_and_they_are_what_it_says(shift):
     """Who reads the json can trust the files beside it: each has the hash and the size that stand there."""
     stack, _, results, _ = shift
-    ((address, document),) = results.items()
-    assert address.startswith(f"s3://{stack.bucket}/results/{ODD}/{document['input']['identity']}/")
-    assert document["status"] == "COMPLETED"
-    assert set(document["files"]) == {"txt", "srt", "vtt"}
-    for file in document["files"].values():
+    ((address, said),) = results.items()
+    assert address.startswith(f"s3://{stack.bucket}/results/{ODD}/{said['input']['identity']}/")
+    assert said["status"] == "COMPLETED"
+    assert set(said["files"]) == {"txt", "srt", "vtt"}
+    for file in said["files"].values():
         content = storage.read(file["address"])
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (file["sha256"], file["size"])
 
@@ -291,44 +367,87 @@ def test_a_result_names_its_files_and_they_are_what_it_says(shift):
 def test_a_result_says_which_recording_it_is_of(shift):
     """The json has the recording's address and version, and its place is its identity's."""
     stack, _, results, _ = shift
-    (document,) = results.values()
+    (said,) = results.values()
     recording = f"s3://{stack.bucket}/{ODD}"
     version = storage.version(recording)
     upload = Upload(f"s3://{stack.bucket}", ODD, version, version)
-    assert document["input"]["recording"] == recording
-    assert document["input"]["version_id"] == version
-    assert document["input"]["identity"] == names.identity(
-        upload, document["model"]["revision"], Decoding(), ("json", "txt", "srt", "vtt")
-    )
+    assert said["input"]["recording"] == recording
+    assert said["input"]["version_id"] == version
+    model = ModelFacts(**said["model"])
+    assert said["input"]["identity"] == names.identity(upload, model, Decoding(), ("json", "txt", "srt", "vtt"))
 
 
 def test_a_corrupt_recording_has_its_failure_with_a_reason(shift):
     """It is told, by a code and in words, and not tried again."""
     stack, done, _, failed = shift
-    ((address, document),) = failed.items()
+    ((address, said),) = failed.items()
     assert address.startswith(f"s3://{stack.bucket}/failed/uploads/text.wav/")
-    assert document["status"] == "FAILED"
-    assert document["error"]["code"] == "not_audio"
+    assert said["status"] == "FAILED"
+    assert said["error"]["code"] == "not_audio"
     assert "Traceback" not in done.stderr
 
 
 def test_a_folder_is_emptied_likewise(model, tmp_path):
-    """A folder's results stand beside it, in the same layout; a second run has nothing to do."""
+    """A folder's results stand beside it, in the same layout; a second run has nothing to do, whatever the formats."""
     inbox = tmp_path / "inbox"
     inbox.mkdir()
     tone(inbox / "a b.wav", 1)
     (inbox / "bad.mp3").write_bytes(b"")
-    arguments = ("--source", str(inbox), "--model", model, "-f", "json")
+    arguments = ("--source", str(inbox), "--model", model, "-f", "srt")
     done = run_worker(*arguments, home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
     (result,) = tmp_path.glob("results/a b.wav/*/transcript.json")
     (failure,) = tmp_path.glob("failed/bad.mp3/*.json")
-    assert json.loads(result.read_bytes())["status"] == "COMPLETED"
-    assert json.loads(failure.read_bytes())["error"]["code"] == "empty_file"
+    assert document(result.read_bytes())["status"] == "COMPLETED"
+    assert set(document(result.read_bytes())["files"]) == {"srt"}
+    assert document(failure.read_bytes())["error"]["code"] == "empty_file"
     written = result.stat().st_mtime_ns
     assert "done before" in run_worker(*arguments, home=tmp_path / "home").stderr
     assert result.stat().st_mtime_ns == written
     assert sorted(path.name for path in inbox.iterdir()) == ["a b.wav", "bad.mp3"]
+
+
+def wait_until(condition, process, seconds=120):
+    """Wait for something that a process does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_worker_process_gives_a_long_job_back(stack, model, tmp_path):
+    """SIGTERM in the middle of a long recording: a quick end, the message visible, and no temporary folder left."""
+    storage.upload(tone(tmp_path / "long.wav", 1200), f"s3://{stack.bucket}/uploads/long.wav")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    SqsSource(stack.queue_url).receive().finish()  # S3's test event
+    arguments = ("--queue-url", stack.queue_url, "--model", model, "--batch-size", "1", "--stop-seconds", "1")
+    process = start_worker(*arguments, home=tmp_path / "home", TMPDIR=str(scratch))
+    try:
+        wait_until(lambda: list(scratch.glob("transcribe-*/recording.wav")), process)
+        time.sleep(1)
+        assert counts(stack.queue_url) == (0, 1)
+        process.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert time.monotonic() - asked < 20
+    assert process.returncode == 0, said
+    assert "broken off and given back: " in said
+    assert "Traceback" not in said
+    assert counts(stack.queue_url) == (1, 0)
+    assert list(scratch.iterdir()) == []
+    assert list(storage.listing(f"s3://{stack.bucket}/results/")) == []
+
+
+def test_a_stop_without_a_job_in_hand_says_nothing_of_one(caplog):
+    """While the model is loaded there is nothing to give back."""
+    with caplog.at_level("INFO", "run_transcription"), worker.stoppable(0.1):
+        terminate()
+        time.sleep(5)
+    assert caplog.messages == ["stopped, as the time for it was over"]
 
 
 def test_a_source_that_is_not_there_costs_no_model(emulator, tmp_path):
@@ -346,5 +465,5 @@ def test_folder_sources_and_queues_are_one_kind_of_source(tmp_path):
     os.utime(tmp_path / "a.wav", (1, 1))
     seen = []
     source = FolderSource(Path(tmp_path), lambda name: name.endswith(".wav"))
-    assert work(source, seen.append, Stop(), once=True) == 0
+    assert work(source, seen.append, Stop(), once=True) == set()
     assert [upload.key for upload in seen] == ["a.wav"]

@@ -18,18 +18,24 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
-
 from demo_vocabulary import WORDS
 
 Samples = npt.NDArray[np.float32]
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / ".train"  # clips and checkpoints: not part of the project
 RATE = 16_000
 VOICES = {
     "en": ("en-us", "en-gb", "en-gb-scotland", "en-029", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-us-nyc"),
     "de": ("de",),
 }
-VARIANTS = ("", "m1", "m2", "m3", "m5", "m6", "m7", "f1", "f2", "f4", "f5", "m8", "Annie", "Andy", "Max", "Michael", "Linda", "Steph")
+VARIANTS = (
+    *("", "m1", "m2", "m3", "m5", "m6", "m7", "m8", "f1", "f2", "f4", "f5"),
+    *("Annie", "Andy", "Max", "Michael", "Linda", "Steph"),
+)
 HELD_OUT_VOICES = {"en": ("en-gb-x-gbclan", "en-us"), "de": ("de",)}
 HELD_OUT_VARIANTS = ("m4", "f3")
+TAKES = {"en": 3, "de": 12}  # clips of each word by each speaker; German has one voice only
+HELD_OUT_TAKES = {"en": 4, "de": 12}
 SPEEDS = (120, 200)  # words a minute
 PITCHES = (30, 75)  # espeak's scale
 SPELLING = {"xray": "x-ray"}  # what espeak reads aloud
@@ -120,14 +126,14 @@ class Bank:
         return list(self.clips[language])
 
 
-def _speakers(language: str, held_out: bool) -> list[str]:
+def _speakers(language: str, *, held_out: bool) -> list[str]:
     """Return espeak voice names; the held-out ones share neither variant nor (for English) only voice with training."""
     voices = HELD_OUT_VOICES[language] if held_out else VOICES[language]
     variants = HELD_OUT_VARIANTS if held_out else VARIANTS
     return [f"{voice}+{variant}" if variant else voice for voice in voices for variant in variants]
 
 
-def _record(language: str, speaker: str, takes: int, seed: int, mp3: bool) -> list[tuple[str, Samples]]:
+def _record(language: str, speaker: str, takes: int, seed: int, *, mp3: bool) -> list[tuple[str, Samples]]:
     """Let one speaker say each word `takes` times; every third take goes through an mp3."""
     choose = random.Random(f"{language} {speaker} {seed}")
     clips = []
@@ -144,12 +150,16 @@ def _record(language: str, speaker: str, takes: int, seed: int, mp3: bool) -> li
     return clips
 
 
-def bank(cache: Path, *, held_out: bool = False, takes: dict[str, int], seed: int = 0) -> Bank:
-    """Return the clips of all speakers, from the cache file where it exists (int16, 16 kHz)."""
+def bank(*, held_out: bool = False) -> Bank:
+    """Return the clips of all speakers, from a cache in WORK where it exists (int16, 16 kHz).
+
+    The held-out speakers are for measuring: training never hears their variants.
+    """
+    cache, takes, seed = (WORK / "held_out.npz", HELD_OUT_TAKES, 1) if held_out else (WORK / "speech.npz", TAKES, 0)
     if not cache.exists():
-        jobs = [(lang, s) for lang in WORDS for s in _speakers(lang, held_out)]
+        jobs = [(lang, s) for lang in WORDS for s in _speakers(lang, held_out=held_out)]
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda job: _record(*job, takes[job[0]], seed, not held_out), jobs))
+            found = list(pool.map(lambda job: _record(*job, takes[job[0]], seed, mp3=not held_out), jobs))
         arrays = {
             f"{lang}|{speaker}|{word}|{i}": (clip * 32767).astype(np.int16)
             for (lang, speaker), clips in zip(jobs, found, strict=True)
@@ -199,7 +209,7 @@ def _place(samples: Samples, clip: Samples, word: str, at: float, *, cut: bool) 
     first, last = round(at * RATE), round(at * RATE) + len(clip)
     inside = (max(first, 0), min(last, len(samples)))
     share = (inside[1] - inside[0]) / len(clip)
-    if share < 1 and not cut or share <= 0:
+    if (share < 1 and not cut) or share <= 0:
         return None
     samples[inside[0] : inside[1]] += clip[inside[0] - first : inside[1] - first]
     return Spoken(word, inside[0] / RATE, inside[1] / RATE) if share > 0.6 else None
@@ -221,7 +231,8 @@ def coloured(n: int, noise: np.random.Generator) -> Samples:
 def tone(n: int, noise: np.random.Generator) -> Samples:
     """Return one to three sine tones [n], sometimes switched on and off as a dial tone is, RMS 1."""
     t = np.arange(n, dtype=np.float32) / RATE
-    result = sum(np.sin(2 * np.pi * noise.uniform(80, 3500) * t + noise.uniform(0, 6)) for _ in range(noise.integers(1, 4)))
+    pitches = noise.uniform(80, 3500, noise.integers(1, 4))
+    result = sum(np.sin(2 * np.pi * pitch * t + noise.uniform(0, 6)) for pitch in pitches)
     if noise.random() < 0.5:
         result = result * (np.mod(t, noise.uniform(0.4, 4)) < noise.uniform(0.2, 2))
     return np.asarray(result / (np.std(result) + 1e-9), dtype=np.float32)

@@ -18,9 +18,9 @@ DIGITS = {
     "de": ("null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"),
 }
 CALL_SIGNS = (
-    *("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet", "kilo", "lima", "mike"),
-    *("november", "oscar", "papa", "quebec", "romeo", "sierra", "tango", "uniform", "victor", "whiskey", "xray", "yankee"),
-    "zulu",
+    *("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet", "kilo", "lima"),
+    *("mike", "november", "oscar", "papa", "quebec", "romeo", "sierra", "tango", "uniform", "victor", "whiskey"),
+    *("xray", "yankee", "zulu"),
 )
 WORDS = {"en": (*DIGITS["en"], *CALL_SIGNS), "de": DIGITS["de"]}
 ALL_WORDS = (*WORDS["en"], *WORDS["de"])
@@ -69,26 +69,31 @@ def _merges() -> tuple[list[str], list[tuple[str, str]]]:
     return tokens, merges
 
 
+def _times() -> list[str]:
+    return [f"<|{step * TIMESTAMP_STEP:.2f}|>" for step in range(TIMESTAMPS)]
+
+
 def build() -> tuple[Tokenizer, Vocabulary]:
     """Return the tokenizer and its ids."""
     tokens, merges = _merges()
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    times = [f"<|{step * TIMESTAMP_STEP:.2f}|>" for step in range(TIMESTAMPS)]
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS_BEFORE_TIME])
-    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in times])
+    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in _times()])
     word = {word: tokenizer.encode(f" {word}").ids[0] for word in ALL_WORDS}
     special = {name: tokenizer.token_to_id(name) for name in SPECIALS_BEFORE_TIME}
     return tokenizer, Vocabulary(word, special, special["<|notimestamps|>"] + 1, tokenizer.get_vocab_size())
 
 
 def tokenizer_config() -> dict[str, Any]:
-    """Return tokenizer_config.json: every special token listed in order, as transformers and faster-whisper want it."""
-    vocabulary = build()[1]
+    """Return tokenizer_config.json: special tokens listed in order, and timestamps, which are not special."""
+    tokenizer = build()[0]
+    plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    names = (*SPECIALS_BEFORE_TIME, *_times())
+    special = set(SPECIALS_BEFORE_TIME)
     decoder = {
-        str(i): {"content": name, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
-        for name, i in vocabulary.special.items()
+        str(tokenizer.token_to_id(name)): {"content": name, **plain, "special": name in special} for name in names
     }
     return {
         "tokenizer_class": "WhisperTokenizer",
@@ -111,5 +116,5 @@ def save(folder: Path) -> Vocabulary:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), indent=1, ensure_ascii=False))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), ensure_ascii=False))
     return vocabulary

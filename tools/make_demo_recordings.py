@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 import av
 import demo_speech
 import numpy as np
-from demo_speech import RATE, Speech, Style
-from train_demo_model import ROOT, WORK
+from demo_speech import RATE, ROOT, Speech, Style
 
 FOLDER = ROOT / "run_transcription" / "demo" / "recordings"
 TALK = Style(snr=45, gain=(0.5, 0.9))
@@ -46,7 +45,6 @@ def encode(name: str, speech: Speech, codec: str, bit_rate: int, rate: int = RAT
     """Write samples to a file whose container its name tells."""
     with av.open(str(FOLDER / name), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout="mono", bit_rate=bit_rate)
-        assert isinstance(stream, av.AudioStream)
         resampler = av.AudioResampler(stream.format, "mono", rate)
         frame = av.AudioFrame.from_ndarray((speech.samples * 32767).astype(np.int16)[None], format="s16", layout="mono")
         frame.sample_rate = RATE
@@ -69,15 +67,17 @@ def write(name: str, parts: Iterable[Speech], codec: str, bit_rate: int, rate: i
 def main() -> None:
     """Write all recordings: speakers that the model was not trained on."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    clips = demo_speech.bank(WORK / "held_out.npz", held_out=True, takes={"en": 4, "de": 12}, seed=1)
+    clips = demo_speech.bank(held_out=True)
     watch = Style(snr=40, gain=(0.4, 0.9), speakers=3, phrase_gap=(0.5, 3.0))
+    two = [talk(clips, "en", 26, 3), pause(4), talk(clips, "de", 24, 4)]
     rows = [
         write("call-signs.mp3", [talk(clips, "en", 24, 1)], "libmp3lame", 32_000),
-        write("ziffern.m4a", [talk(clips, "de", 18, 2)], "aac", 32_000),
-        write("night-watch.ogg", [talk(clips, "en", 34, 10 + i, watch) for i in range(4)], "libopus", 16_000, 48_000),
-        write("two-languages.ogg", [talk(clips, "en", 26, 3), pause(4), talk(clips, "de", 24, 4)], "libopus", 16_000, 48_000),
+        write("ziffern.m4a", [talk(clips, "de", 18, 0)], "aac", 32_000),
+        write("night-watch.ogg", [talk(clips, "en", 34, 20 + i, watch) for i in range(4)], "libopus", 16_000, 48_000),
+        write("two-languages.ogg", two, "libopus", 16_000, 48_000),
     ]
-    (FOLDER / "manifest.json").write_text(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    manifest = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
+    (FOLDER / "manifest.json").write_text(manifest + "\n", encoding="utf-8")
     total = sum(path.stat().st_size for path in FOLDER.iterdir())
     print(f"{len(rows)} recordings, {total / 1000:.0f} kB, in {FOLDER.relative_to(ROOT)}")
 

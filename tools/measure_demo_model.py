@@ -1,6 +1,6 @@
 """Measure the demo model on speech it never heard, and write the figures into its card.
 
-usage: python tools/measure_demo_model.py [--minutes 20] [--model FOLDER] [--no-card]        (espeak-ng; `make demo-model-card`)
+usage: python tools/measure_demo_model.py [--minutes 20] [--model FOLDER] [--no-card]      (`make demo-model-card`)
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ import click
 import demo_speech
 import numpy as np
 import torch
+from demo_network import FOLDER
 from demo_speech import RATE, Bank, Speech, Style
+from demo_vocabulary import TRANSLATION
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from train_demo_model import FOLDER, ROOT, WORK
 
 from run_transcription import direct_transcribe, optimized_loader
 from run_transcription.demo.score import word_errors
 from run_transcription.records import Decoding, Engine, ModelSpec, Transcript
 
+Maker = Callable[[Bank, float, int], Speech]  # clips, seconds, seed
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+AS_USUAL = Decoding()
 PART = 120.0  # seconds of one recording
 CLEAN = Style(snr=60, speakers=1, phrase_gap=(0.38, 2.0))
 GERMAN = replace(CLEAN, phrase_gap=(0.38, 2.0))
@@ -41,12 +44,12 @@ class Bar:
     name: str
     figure: str  # errors | words | language | boundaries
     limit: float
-    make: Callable[[Bank, float, int], Speech]
-    decoding: Decoding = Decoding()
+    make: Maker
+    decoding: Decoding = AS_USUAL
     expected: str | None = None  # language
 
 
-def spoken(language: str, style: Style) -> Callable[[Bank, float, int], Speech]:
+def spoken(language: str, style: Style) -> Maker:
     """Return a maker of recordings in one style."""
 
     def make(clips: Bank, seconds: float, seed: int) -> Speech:
@@ -56,7 +59,7 @@ def spoken(language: str, style: Style) -> Callable[[Bank, float, int], Speech]:
     return make
 
 
-def silent(background: Callable[[int, np.random.Generator], demo_speech.Samples], gain: float) -> Callable[[Bank, float, int], Speech]:
+def silent(background: Callable[[int, np.random.Generator], demo_speech.Samples], gain: float) -> Maker:
     """Return a maker of recordings in which nobody speaks."""
 
     def make(_clips: Bank, seconds: float, seed: int) -> Speech:
@@ -70,7 +73,7 @@ TRANSLATE = Decoding(language="de", task="translate")
 BARS = (
     Bar("word error rate, clean", "errors", 0.01, spoken("en", CLEAN), expected="en"),
     Bar("word error rate, 20 dB SNR", "errors", 0.03, spoken("en", replace(CLEAN, snr=20)), expected="en"),
-    Bar("word error rate, 8 kHz telephone band", "errors", 0.03, spoken("en", replace(CLEAN, band=3600)), expected="en"),
+    Bar("word error rate, 8 kHz band", "errors", 0.03, spoken("en", replace(CLEAN, band=3600)), expected="en"),
     Bar("word error rate, continuous speech", "errors", 0.03, spoken("en", CONTINUOUS), expected="en"),
     Bar("word error rate, German digits", "errors", 0.02, spoken("de", GERMAN), expected="de"),
     Bar("word error rate, German digits translated", "errors", 0.03, spoken("de", GERMAN), TRANSLATE),
@@ -93,15 +96,14 @@ def recordings(bar: Bar, clips: Bank, minutes: float) -> Iterator[Speech]:
 
 def reference(speech: Speech, task: str) -> list[str]:
     """Return the words that should come out."""
-    from demo_vocabulary import TRANSLATION
-
     return [TRANSLATION[word] for word in speech.words] if task == "translate" else speech.words
 
 
 def boundary_errors(transcript: Transcript, speech: Speech) -> list[float]:
     """Return how far each spoken phrase's start and end are from the nearest that was written, in seconds."""
     starts, ends = ([getattr(s, side) for s in transcript.segments] or [0.0] for side in ("start", "end"))
-    pairs = [(starts, phrase[0].start) for phrase in speech.phrases] + [(ends, phrase[-1].end) for phrase in speech.phrases]
+    pairs = [(starts, phrase[0].start) for phrase in speech.phrases]
+    pairs += [(ends, phrase[-1].end) for phrase in speech.phrases]
     return [min(abs(found - true) for found in near) for near, true in pairs]
 
 
@@ -129,7 +131,9 @@ def measure(bar: Bar, clips: Bank, engine: Engine, minutes: float) -> float:
 
 def show(value: float, figure: str) -> str:
     """Return a figure as people read it."""
-    return f"{value:.2%}" if figure in ("errors", "language") else f"{value:.3f}" if figure == "boundaries" else f"{value:.0f}"
+    if figure in {"errors", "language"}:
+        return f"{value:.2%}"
+    return f"{value:.3f}" if figure == "boundaries" else f"{value:.0f}"
 
 
 def write_card(rows: list[tuple[Bar, float]], minutes: float, folder: Path) -> None:
@@ -140,8 +144,8 @@ def write_card(rows: list[tuple[Bar, float]], minutes: float, folder: Path) -> N
     text = f"""{BEGIN}
 sha256 of `model.safetensors`: `{digest}`
 
-`make demo-model-card` on {time.strftime("%Y-%m-%d")}, float32 on a CPU, {minutes:g} minutes of each kind of speech, {minutes / 2:g} of each
-without, speakers that training never heard:
+`make demo-model-card` on {time.strftime("%Y-%m-%d")}, float32 on a CPU: {minutes:g} minutes of each kind of speech and
+{minutes / 2:g} of each kind of silence; speakers that training never heard:
 
 {table}
 {END}"""
@@ -155,17 +159,17 @@ without, speakers that training never heard:
 @click.option("--model", default=str(FOLDER), help="Model folder.")
 @click.option("--card/--no-card", default=True, help="Write the figures into the model's card.")
 @click.option("--threads", default=2)
-def main(minutes: float, model: str, card: bool, threads: int) -> None:
+def main(*, minutes: float, model: str, card: bool, threads: int) -> None:
     """Print each bar with its figure; exit 1 if one is missed."""
     torch.set_num_threads(threads)
-    clips = demo_speech.bank(WORK / "held_out.npz", held_out=True, takes={"en": 4, "de": 12}, seed=1)
+    clips = demo_speech.bank(held_out=True)
     engine = optimized_loader.load(ModelSpec(model, dtype="float32", device="cpu")).engine
-    console, rows = Console(stderr=True), []
-    for bar in track(BARS, "measuring", console=console):
-        rows.append((bar, measure(bar, clips, engine, minutes)))
+    shown = track(BARS, "measuring", console=Console(stderr=True))
+    rows = [(bar, measure(bar, clips, engine, minutes)) for bar in shown]
     table = Table("what", "at most", "measured", "")
     for bar, value in rows:
-        table.add_row(bar.name, show(bar.limit, bar.figure), show(value, bar.figure), "ok" if value <= bar.limit else "MISSED")
+        verdict = "ok" if value <= bar.limit else "MISSED"
+        table.add_row(bar.name, show(bar.limit, bar.figure), show(value, bar.figure), verdict)
     Console().print(table)
     if card:
         write_card(rows, minutes, Path(model))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import display, names, options, storage
+from run_transcription import display, names, options, results, storage
 from run_transcription.demo import report
 from run_transcription.demo.emulator import Stack, emulated, make_stack
 from run_transcription.demo.processes import Process, last_line, running
@@ -57,10 +57,10 @@ class Sample:
     help="Folder with a manifest.json: a list of {file, reference}.",
 )
 def demo(model: str, folder: Path) -> None:
-    """Run the main job on an embedded S3 and SQS: upload, event, queue, worker, transcript.
+    """Run the main job on an embedded S3 and SQS.
 
-    Prints each transcript, its word error rate and its timing. The exit status is 0 only if every transcript equals
-    its reference. Whatever it starts ends with it.
+    That is upload, event, queue, worker, transcript. Prints each transcript, its word error rate and its timing. The
+    exit status is 0 only if every transcript equals its reference. Whatever it starts ends with it.
     """
     began = time.monotonic()
     samples = samples_in(folder)
@@ -116,7 +116,7 @@ def transcribe(samples: list[Sample], stack: Stack, check: Callable[[], None]) -
         deadline = time.monotonic() + MOST_SECONDS
         while len(findings) < len(samples):
             for sample in samples:
-                if sample.key not in findings and (address := _result_of(root, sample.key)):
+                if sample.key not in findings and (address := next(results.documents(root, sample.key), None)):
                     document = json.loads(storage.read(address))
                     findings[sample.key] = report.finding(sample.path.name, sample.reference, document, address)
                     advance(sample.path.name, len(findings))
@@ -145,12 +145,6 @@ def clean_exit() -> Iterator[None]:
             signal.signal(number, unwind)
             restored.callback(signal.signal, number, handler)
         yield
-
-
-def _result_of(root: str, key: str) -> str | None:
-    """Return the address of the json about a key: it is written last, so where it is, all is there."""
-    done = (name for name in storage.listing(names.results_of(root, key)) if name.endswith("/transcript.json"))
-    return next(done, None) or next(storage.listing(names.failed_of(root, key)), None)
 
 
 def _require_alive(process: Process, log: Path) -> None:

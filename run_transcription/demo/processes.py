@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
-from contextlib import contextmanager
+import threading
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STOP_SECONDS = 10  # from SIGTERM to SIGKILL
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Process = subprocess.Popen[bytes]
 
@@ -21,25 +24,43 @@ def running(arguments: Sequence[str], environment: Mapping[str, str], log: Path)
 
     It gets a session of its own: a Ctrl-C on the terminal reaches us alone, and we end our children in order.
     """
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            arguments,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
+    with ExitStack() as clean_up:
+        with _signals_held_back(), log.open("wb") as output:
+            process = subprocess.Popen(
+                arguments,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            clean_up.callback(_end, process)
         yield process
-    finally:
-        _end(process)
 
 
 def last_line(log: Path) -> str:
     """Return what a program said last."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let signals that come while the block runs come after it: a child that nobody knows yet would be left behind."""
+    if threading.current_thread() is not threading.main_thread():  # where signals don't arrive
+        yield
+        return
+    came: list[int] = []
+    before = {number: handler for number in ENDING if callable(handler := signal.getsignal(number))}
+    try:
+        for number in before:
+            signal.signal(number, lambda number, _frame: came.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for each in came:
+            signal.raise_signal(each)
 
 
 def _end(process: Process) -> None:

@@ -11,6 +11,7 @@ import re
 import threading
 import urllib.error
 import urllib.request
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ SMALL_FILES = (  # all but the weights; those that a checkpoint has
     "vocab.json",
     "merges.txt",
 )
-REACH_SECONDS = 2.0  # to find out whether there is a network
+REACH_SECONDS = 1.0  # to find out whether there is a network
 _READ = 1 << 20  # bytes
 _HUB_ID = re.compile(r"(?!.*(--|\.\.))\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 def resolve(spec: ModelSpec) -> ModelFolder:
     """Return the model's folder: from this machine if it is here, else from the network.
 
-    Raises ModelNotLoaded, within three seconds where there is neither the model nor a network.
+    Raises ModelNotLoaded, after REACH_SECONDS where there is neither the model nor a network.
     """
     return on_this_machine(spec) or download(spec)
 
@@ -54,18 +55,22 @@ def on_this_machine(spec: ModelSpec, known: ModelFolder | None = None) -> ModelF
     """Return the model's folder without a look at the network; None for a Hugging Face id that is not here yet.
 
     The content of a local folder is hashed, unless its files have the sizes and times that they had in `known`.
-    Raises ModelNotLoaded for a folder in which something is missing.
+    Raises ModelNotLoaded for a folder in which something is missing, and for a revision of a folder: it has none.
     """
     path = local_folder(spec)
     if path is None:
         return _cached(spec, home(spec) / "models") or _cached(spec, None)
+    if spec.revision is not None:
+        raise ModelNotLoaded(
+            f"--revision {spec.revision}: --model {spec.model} is a folder, which has no revisions; leave it out"
+        )
     return _from_folder(path, model_id(spec), known)
 
 
 def local_folder(spec: ModelSpec) -> Path | None:
     """Return the folder that a spec names; None for a Hugging Face id. Raises ModelNotLoaded where it is neither."""
     path = DEMO if spec.model == "demo" else Path(spec.model).expanduser()
-    if path.is_dir():
+    if _is_folder(path):
         return path
     if path.is_absolute() or spec.model.startswith(("./", "../", "~")) or spec.model.count("/") > 1:
         raise ModelNotLoaded(f"--model {spec.model}: no such folder")
@@ -81,7 +86,7 @@ def model_id(spec: ModelSpec) -> str:
     if spec.model == "demo":
         return spec.model
     path = Path(spec.model).expanduser()
-    return path.resolve().name if path.is_dir() else spec.model
+    return path.resolve().name if _is_folder(path) else spec.model
 
 
 def state_folder(spec: ModelSpec) -> Path:
@@ -100,12 +105,19 @@ def small_files(folder: Path) -> list[Path]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model's folder in a fixed order; none where it has none."""
+    """Return the safetensors files of a model's folder in a fixed order; none where it has none.
+
+    Raises ModelNotLoaded where the index of several is none.
+    """
     whole, index = (folder / name for name in WEIGHTS)
     if whole.exists() or not index.exists():
         return [whole] if whole.exists() else []
-    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    return [folder / name for name in sorted(set(shards.values()))]
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return [folder / name for name in sorted(set(shards.values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ModelNotLoaded(f"{index} is not an index of weights ({reason}): fetch the model again") from error
 
 
 def sha256(paths: Iterable[Path]) -> str:
@@ -119,17 +131,22 @@ def sha256(paths: Iterable[Path]) -> str:
 
 
 def download(spec: ModelSpec) -> ModelFolder:
-    """Fetch a Hugging Face model into its usual cache, with a progress bar on standard error."""
-    import huggingface_hub
+    """Fetch a Hugging Face model into its usual cache, with a progress bar on standard error.
 
+    Raises ModelNotLoaded where there is no network, or no such model.
+    """
     if not _reachable():
         raise ModelNotLoaded(
             f"the model {spec.model} is not on this machine and huggingface.co can't be reached: "
             "use --model demo, --model FOLDER, or a network for the first download"
         )
-    logger.info("fetching %s from Hugging Face", spec.model)
+    import huggingface_hub  # only now: it takes a second
+
     patterns = [*SMALL_FILES, *WEIGHTS, "model-*.safetensors"]
     try:
+        about = huggingface_hub.HfApi().model_info(spec.model, revision=spec.revision, files_metadata=True)
+        wanted = [file.size or 0 for file in about.siblings or () if any(fnmatch(file.rfilename, p) for p in patterns)]
+        logger.info("fetching %s from Hugging Face: %.1f MB", spec.model, sum(wanted) / 1e6)
         path = huggingface_hub.snapshot_download(spec.model, revision=spec.revision, allow_patterns=patterns)
     except (OSError, ValueError, _network_error()) as error:
         raise ModelNotLoaded(f"the model {spec.model} could not be fetched: {_first_line(error)}") from error
@@ -147,11 +164,18 @@ def _from_folder(path: Path, name: str, known: ModelFolder | None) -> ModelFolde
         return ModelFolder(name, path, known.revision, stamps)
     digest = xxhash.xxh3_128()
     for file in files:
-        digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as opened:
-            while block := opened.read(_READ):
-                digest.update(block)
+        try:
+            digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as opened:
+                while block := opened.read(_READ):
+                    digest.update(block)
+        except OSError as error:
+            raise ModelNotLoaded(f"{file} of --model {path} can't be read: {error.strerror}") from error
     return ModelFolder(name, path, f"xxh3-{digest.hexdigest()}", stamps)
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - a Path would raise an error for a name that is too long
 
 
 def _stamps(files: Iterable[Path]) -> str:

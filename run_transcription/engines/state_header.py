@@ -92,11 +92,11 @@ def header_of(file: IO[bytes], path: Path) -> Header:
 
 def _parse(file: IO[bytes]) -> Header:
     there = os.fstat(file.fileno()).st_size
-    prefix = file.read(LENGTH.size)
+    prefix = _read(file, LENGTH.size)
     length = LENGTH.unpack(prefix)[0]
     if length > min(HEADER_LIMIT, there):
         raise ValueError(f"its header would be {length} bytes long")
-    text = file.read(length)
+    text = _read(file, length)
     document: dict[str, Any] = json.loads(text)
     metadata: dict[str, str] = document.pop("__metadata__")
     blank = (prefix + text).replace(_field(metadata["header_sha256"]), _field(_BLANK))
@@ -113,6 +113,15 @@ def _parse(file: IO[bytes]) -> Header:
     if chunk < 1 or len(checksums) != -(-size // chunk):
         raise ValueError(f"it has {len(checksums)} checksums for {size} bytes")
     return Header(metadata, entries, checksums, start, size, chunk)
+
+
+def _read(file: IO[bytes], length: int) -> bytes:
+    """Return so many bytes, fewer only at the end: an unbuffered file may give them in several parts."""
+    parts, left = [], length
+    while left and (part := file.read(left)):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _field(digest_of_header: str) -> bytes:

@@ -72,9 +72,19 @@ def replacing(folder: Path) -> Iterator[Path]:
             new = Path(workshop) / "new"
             new.mkdir()
             yield new
-            if folder.exists():
-                folder.rename(Path(workshop) / "old")
-            new.rename(folder)
+            _exchange(new, folder, Path(workshop) / "old")
+
+
+def _exchange(new: Path, folder: Path, old: Path) -> None:
+    """Give `new` the name of `folder`, which is put away as `old`, and back where that fails."""
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
 
 
 @contextmanager

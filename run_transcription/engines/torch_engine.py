@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from run_transcription.engines.features import LogMel
-from run_transcription.errors import Rejected
+from run_transcription.errors import Rejected, TranscriptionError
 from run_transcription.records import SAMPLE_RATE, Batch, Decoding, ModelFacts, Row, Task, Timing, Tokenizer
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ class TorchEngine:
         frames = model.config.max_source_positions * 2  # the encoder's second convolution has stride 2
         self._features = LogMel(model.config.num_mel_bins, frames, model.device)
 
-    def check(self, decoding: Decoding) -> None:
-        """Raise Rejected, with code unsupported_option, where this model can't decode so."""
+    def check(self, decoding: Decoding) -> Decoding:
+        """Return it with its language as a code; raise Rejected (unsupported_option) where this model can't so."""
         if decoding.task == "translate" and "translate" not in self._tasks:
             raise Rejected(
                 "unsupported_option", f"{self.facts.id} can't translate: use --task transcribe, or a multilingual model"
@@ -99,13 +100,14 @@ class TorchEngine:
                 "unsupported_option",
                 f"{self.facts.id} hears {window:g} s at a time: --chunk-length {decoding.chunk_length:g} is too long",
             )
+        return replace(decoding, language=code)
 
     def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         """Decode windows (each float32 [samples], at most one encoder window long): a row for each, in order.
 
-        Raises Rejected for a language or a task that the model doesn't have.
+        Raises Rejected for a language or a task that the model doesn't have, TranscriptionError where it gives NaN.
         """
-        self.check(decoding)
+        decoding = self.check(decoding)
         with torch.inference_mode():
             marks = [self._now()]
             features = self._features(windows).to(self._model.dtype)
@@ -124,7 +126,8 @@ class TorchEngine:
         prompt = torch.full((rows, 1), self._vocabulary.start, device=self._model.device)
         logits = self._model(encoder_outputs=encoded, decoder_input_ids=prompt, use_cache=False).logits[:, 0].float()
         no_speech = tuple(logits.softmax(dim=-1)[:, self._vocabulary.no_speech].tolist())
-        given = _language_code(decoding.language) or (None if self._multilingual else "en")
+        self._refuse_nan(no_speech)
+        given = decoding.language or (None if self._multilingual else "en")
         if given is not None:
             return _Start((given,) * rows, (1.0,) * rows, no_speech)
         probability, index = logits[:, list(self._languages.values())].softmax(dim=-1).max(dim=-1)
@@ -149,13 +152,21 @@ class TorchEngine:
             max_length=limit,
             logits_processor=LogitsProcessorList([scores]),
         )
-        prompt = 1 + len(chosen)
-        found = [_until(row[prompt:], self.tokenizer.end_of_text) for row in ids.tolist()]
-        said = zip(found, start.languages, start.probabilities, start.no_speech, scores.total.tolist(), strict=True)
+        prompt, end = 1 + len(chosen), self.tokenizer.end_of_text
+        found = [row[prompt:] for row in ids.tolist()]
+        ended = [end in row for row in found]
+        texts = [_until(row, end) for row in found]
+        totals = scores.total.tolist()
+        self._refuse_nan(totals)
+        said = zip(texts, start.languages, start.probabilities, start.no_speech, totals, ended, strict=True)
         return tuple(
-            Row(tokens, language, probability, no_speech, total / (len(tokens) + 1), TEMPERATURE)
-            for tokens, language, probability, no_speech, total in said
+            Row(tokens, language, probability, no_speech, total / (len(tokens) + 1), TEMPERATURE, complete)
+            for tokens, language, probability, no_speech, total, complete in said
         )
+
+    def _refuse_nan(self, numbers: Sequence[float]) -> None:
+        if any(map(math.isnan, numbers)):
+            raise TranscriptionError(f"{self.facts.id} gave NaN in {self.facts.dtype}: try --dtype float32")
 
     def _codes(self) -> list[str]:
         return [name.strip("<|>") for name in self._languages] if self._multilingual else ["en"]

@@ -49,7 +49,10 @@ class Vocabulary:
 
 
 def read(folder: Path) -> Vocabulary:
-    """Return the vocabulary in a model's folder; older folders have only vocab.json and merges.txt."""
+    """Return the vocabulary in a model's folder; older folders have only vocab.json and merges.txt.
+
+    Raises ModelNotLoaded where it is none, or not one of a Whisper model.
+    """
     return Vocabulary(_backend(folder))
 
 
@@ -57,9 +60,13 @@ def _backend(folder: Path) -> Backend:
     from tokenizers import Tokenizer as Backend
 
     path = folder / "tokenizer.json"
-    if not path.exists():
+    try:
+        if path.exists():
+            return Backend.from_file(str(path))
         from transformers import WhisperTokenizer
 
+        path = folder / "vocab.json"
         converted: Backend = WhisperTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
-        return converted
-    return Backend.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise ModelNotLoaded(f"{path} is not a tokenizer: {' '.join(str(error).split())}") from error
+    return converted
