@@ -9,12 +9,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 # programs, each with the Debian package that brings it: shellcheck is for the scripts, espeak-ng speaks for the demo
 # model's training, packer and sshd are for the image
 TOOLS := espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check format demo-model-card lock tools clean
+.PHONY: help setup demo test lint check format bench summary demo-model-card lock tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +42,14 @@ check: lint test ## lint and test
 format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+bench: setup ## measure loading beside its peers, with records in benchmarks/results; some 20 GB of disk, an hour
+	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
+	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
+	@$(MAKE) --no-print-directory summary
+
+summary: setup ## write the tables of OPTIMIZATION_SUMMARY.md from the records
+	@$(BIN)/python benchmarks/summary.py
 
 demo-model-card: setup ## measure the demo model on speech it never heard and write its card (espeak-ng; half an hour)
 	@$(BIN)/python tools/measure_demo_model.py

@@ -15,6 +15,9 @@ COMMANDS = (
     ("worker", "run_transcription.worker:worker", "Transcribe what arrives in a queue or a folder."),
     ("submit", "run_transcription.submit:submit", "Upload recordings to the bucket that a worker serves."),
     ("demo", "run_transcription.demo.command:demo", "Run the main job on an embedded S3 and SQS."),
+    ("preload", "run_transcription.gpu_memory_persist:main", "Make the state of a model, which loads faster."),
+    ("load", "run_transcription.optimized_loader:main", "Try every way to load the model."),
+    ("prefetch", "run_transcription.prefetch:prefetch", "Read the state into the page cache, as at boot."),
     ("doctor", "run_transcription.doctor:doctor", "Say what is installed here, and how the model would be loaded."),
     ("schema", "run_transcription.doctor:schema", "Print the JSON Schema of results."),
 )

@@ -14,6 +14,7 @@ from run_transcription import audio, direct_transcribe, display, optimized_loade
 from run_transcription.display import Progress
 from run_transcription.errors import Rejected, TranscriptionError
 from run_transcription.records import Decoding, Failure, Job, ModelHandle, ModelSpec, Result, StoredFile
+from run_transcription.timeline import Timeline
 
 STANDARD_OUTPUT = "-"
 
@@ -91,10 +92,17 @@ def _written(result: Result, name: str, path: Path) -> bytes:
     help="Where results go: one file for each recording and format.",
 )
 @options.format_option(default=())
+@click.option("--timeline", "timed", is_flag=True, help="Say what the start of the process spent its seconds on.")
 @options.model_options
 @options.decoding_options
-def transcribe(
-    named: tuple[str, ...], output_dir: str, formats: tuple[str, ...], spec: ModelSpec, decoding: Decoding
+def transcribe(  # noqa: PLR0913 - one for each option
+    named: tuple[str, ...],
+    output_dir: str,
+    formats: tuple[str, ...],
+    spec: ModelSpec,
+    decoding: Decoding,
+    *,
+    timed: bool,
 ) -> None:
     """Transcribe files, folders or s3:// addresses.
 
@@ -116,10 +124,19 @@ def transcribe(
     jobs = jobs_for(named, output_dir)
     failures = _all_refused(jobs)
     if not failures:
-        handle = optimized_loader.load(spec)
+        timeline = Timeline()
+        handle = timeline.watch(optimized_loader.load(spec, timeline=timeline))
         decoding = handle.engine.check(decoding)
         deliver = _print if printed else process
-        failures = _transcribe_each(jobs, lambda job, progress: deliver(job, handle, decoding, formats, progress))
+
+        def one(job: Job, progress: Progress) -> Result:
+            result = deliver(job, handle, decoding, formats, progress)
+            timeline.mark("first transcript")
+            return result
+
+        failures = _transcribe_each(jobs, one)
+        for line in timeline.lines() if timed else ():
+            display.say(line)
     if failures:
         for recording, reason in failures.items():
             display.say(f"FAILED {options.one_line(f'{recording}: {reason}')}")

@@ -3,17 +3,16 @@
 A state is a folder: `state.safetensors` and, beside it, the model's small files (config, tokenizer). The file is a
 strictly valid safetensors file: the header padded so that the data begins at a multiple of 4096 bytes, the tensors in
 the order of their use, in their final dtype, tied ones once. Its metadata have the fingerprint of what it was made
-from, a checksum of each 16 MiB of data, and one of the header itself.
+from, what the model makes of the golden clip, a checksum of each 16 MiB of data, and one of the header itself.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 import time
-from dataclasses import asdict, fields
+from contextlib import ExitStack
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,24 +20,21 @@ import click
 
 from run_transcription import options
 from run_transcription.engines import model_folder
-from run_transcription.engines.state_header import CHUNK, Entry, Header, digest, read_header, write_header
+from run_transcription.engines.state_header import Header, read_header
+from run_transcription.engines.state_reader import STATE_FILE, Reading, State, golden_of, open_state, view
 from run_transcription.errors import TranscriptionError, Unavailable
-from run_transcription.records import Fingerprint, ModelFolder, ModelSpec
+from run_transcription.records import Fingerprint, ModelFacts, ModelFolder, ModelSpec
+from run_transcription.timeline import Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import torch
     from transformers import WhisperForConditionalGeneration
 
-FORMAT_VERSION = "1"
-STATE_FILE = "state.safetensors"
+    from run_transcription.engines.golden import Golden
+    from run_transcription.records import Engine
 
+__all__ = ["STATE_FILE", "load_state", "open_state", "preload_gpu_model", "save_state"]
 
-def state_folder(spec: ModelSpec, source: ModelFolder | None) -> Path:
-    """Return where the state of a model lies: under home, by the model's id."""
-    name = source.id if source is not None else spec.model
-    return model_folder.home(spec) / "gpu_state" / name.replace("/", "--")
+FORMAT_VERSION = "2"
 
 
 def fingerprint(source: ModelFolder, dtype: str) -> Fingerprint:
@@ -53,41 +49,78 @@ def fingerprint(source: ModelFolder, dtype: str) -> Fingerprint:
     )
 
 
-def preload_gpu_model(source: ModelFolder, folder: Path, dtype: str = "float16") -> Header:
-    """Make the state of a model in a folder, and read it back: it is there in whole, or the old one stays."""
+def preload_gpu_model(source: ModelFolder, folder: Path, dtype: str = "float16", device: str = "cpu") -> Header:
+    """Make the state of a model in a folder, and read it back: it is there in whole, or the old one stays.
+
+    The golden clip is heard on the device on which the state will most likely be used.
+    """
+    from run_transcription.engines import golden
     from run_transcription.engines.assemble import mapped_model
 
     model = mapped_model(source.path, dtype, "sdpa")
-    return save_state(model, folder, fingerprint(source, dtype), source.path)
+    generation_config = model.generation_config.to_json_string()  # an engine completes it, so: before
+    heard = golden.hear(_engine(model.to(device), source))
+    return save_state(model, folder, source, fingerprint(source, dtype), _metadata(heard, generation_config))
 
 
-def save_state(model: WhisperForConditionalGeneration, folder: Path, made_from: Fingerprint, source: Path) -> Header:
+def _metadata(heard: Golden, generation_config: str) -> dict[str, str]:
+    return {"generation_config": generation_config, "golden": json.dumps(asdict(heard), ensure_ascii=False)}
+
+
+def save_state(
+    model: WhisperForConditionalGeneration,
+    folder: Path,
+    source: ModelFolder,
+    made_from: Fingerprint,
+    more: dict[str, str],
+) -> Header:
     """Write a model's state under a temporary name, compare it with the model, and only then give it its name."""
+    from run_transcription.engines import state_writer
+
+    tensors = state_writer.tensors_of(model)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as workshop:
-            new = Path(workshop) / "new"
-            _write_folder(new, model, made_from, source)
-            if folder.exists():
-                folder.rename(Path(workshop) / "old")
-            new.rename(folder)
+        with state_writer.replacing(folder) as new:
+            for path in model_folder.small_files(source.path):
+                shutil.copyfile(path, new / path.name)
+            state_writer.write(new / STATE_FILE, tensors, {**asdict(made_from), "source_stamps": source.stamps, **more})
+            state_writer.compare(new, tensors)
     except OSError as error:
         raise TranscriptionError(f"the state {folder} could not be written: {error.strerror or error}") from error
     return read_header(folder / STATE_FILE)
 
 
-def _write_folder(folder: Path, model: WhisperForConditionalGeneration, made_from: Fingerprint, source: Path) -> None:
-    folder.mkdir()
-    for path in model_folder.small_files(source):
-        shutil.copyfile(path, folder / path.name)
-    tensors = _tensors(model)
-    _write(folder / STATE_FILE, tensors, made_from, model.generation_config.to_json_string())
-    _compare(folder / STATE_FILE, tensors)
-
-
 def read_fingerprint(folder: Path) -> Fingerprint:
     """Return what the state in a folder was made from. Raises Unavailable where there is no state."""
-    return _fingerprint(_header(folder))
+    with open_state(folder) as state:
+        return state.made_from
+
+
+def read_golden(folder: Path) -> Golden:
+    """Return what the model of a folder's state made of the golden clip. Raises Unavailable where there is no state."""
+    with open_state(folder) as state:
+        return golden_of(state)
+
+
+def known_source(state: State, folder: Path) -> ModelFolder:
+    """Return the model folder that a state was made from, as it was then."""
+    return ModelFolder(state.made_from.model_id, folder, state.made_from.revision, state.stamps)
+
+
+def begin(folder: Path, wanted: Fingerprint | None, *, gpu: bool) -> Reading:
+    """Begin to read a state, without torch. `wanted` None takes whatever the state was made from.
+
+    Raises Unavailable where there is no state or it was made from something else, TranscriptionError where its header
+    or one of the small files is damaged.
+    """
+    with ExitStack() as undo:
+        state = undo.enter_context(open_state(folder))
+        require_same(state.made_from, wanted or state.made_from)
+        if state.made_from.config_sha256 != _config_sha256(folder):
+            raise TranscriptionError(
+                f"the state in {folder} is damaged: the small files beside it are not those that it was made with"
+            )
+        undo.pop_all()
+    return Reading(state, gpu=gpu)
 
 
 def load_state(
@@ -95,22 +128,26 @@ def load_state(
 ) -> WhisperForConditionalGeneration:
     """Return the model of a state, its parameters being views of one allocation on the device.
 
-    Every byte is checked before a tensor is used. `wanted` None takes whatever the state was made from. Raises
-    Unavailable where there is no state or it was made from something else, TranscriptionError where it is damaged.
+    Every byte is checked before a tensor is used. Raises what `begin` raises, and TranscriptionError where the data
+    are damaged.
     """
-    from run_transcription.engines.assemble import assemble, generation_config
+    with begin(folder, wanted, gpu=device != "cpu") as reading:
+        return finish(reading, device, attention, Timeline())
 
-    header = _header(folder)
-    made_from = _fingerprint(header)
-    if wanted is not None:
-        require_same(made_from, wanted)
-    if made_from.config_sha256 != _config_sha256(folder):
-        raise TranscriptionError(
-            f"the state in {folder} is damaged: the small files beside it are not those that it was made with"
-        )
-    data = _read(folder / STATE_FILE, header).to(device)
-    model = assemble(folder, {entry.name: _view(data, entry) for entry in header.tensors}, attention)
-    model.generation_config = generation_config(json.loads(header.metadata["generation_config"]))
+
+def finish(reading: Reading, device: str, attention: str, timeline: Timeline) -> WhisperForConditionalGeneration:
+    """Return the model of a state that is being read; it is made while the bytes arrive, then filled with them."""
+    import torch
+
+    from run_transcription.engines.assemble import empty_model, fill, generation_config
+
+    state = reading.state
+    with timeline.stage("empty model"):
+        model = empty_model(state.folder, getattr(torch, state.made_from.dtype), attention)
+        model.generation_config = generation_config(json.loads(state.header.metadata["generation_config"]))
+    data = reading.tensor(device, timeline)
+    with timeline.stage("assign"):
+        fill(model, {entry.name: view(data, entry) for entry in state.header.tensors}, state.folder)
     return model
 
 
@@ -127,114 +164,45 @@ def _config_sha256(folder: Path) -> str:
     return model_folder.sha256(model_folder.small_files(folder))
 
 
-def _header(folder: Path) -> Header:
-    if not (folder / STATE_FILE).is_file():
-        raise Unavailable(f"no state in {folder}")
-    return read_header(folder / STATE_FILE)
+def _engine(model: WhisperForConditionalGeneration, source: ModelFolder) -> Engine:
+    from run_transcription.engines import vocabulary
+    from run_transcription.engines.torch_engine import TorchEngine
 
-
-def _fingerprint(header: Header) -> Fingerprint:
-    """Take the fingerprint's fields out of the metadata; an older format may lack some."""
-    return Fingerprint(**{field.name: header.metadata.get(field.name, "") for field in fields(Fingerprint)})
-
-
-def _tensors(model: WhisperForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """Return parameters in the order of their use (modules are registered in it), each that is shared only once."""
-    return {name: parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()}
-
-
-def _write(path: Path, tensors: dict[str, torch.Tensor], made_from: Fingerprint, generation_config: str) -> None:
-    """Write tensors in two passes over the header: its checksums are known only when the data are written."""
-    metadata = asdict(made_from) | {"generation_config": generation_config, "chunk_bytes": str(CHUNK)}
-    with path.open("w+b") as file:
-        write_header(file, metadata, tensors, [])
-        checksums = []
-        for chunk in _chunks(tensors):
-            checksums.append(digest(chunk))
-            file.write(chunk)
-        file.seek(0)
-        write_header(file, metadata, tensors, checksums)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _chunks(tensors: dict[str, torch.Tensor]) -> Iterator[bytes]:
-    """Give the bytes of all tensors, one after the other, in pieces of CHUNK."""
-    pending = bytearray()
-    for tensor in tensors.values():
-        data = tensor.reshape(-1).view(_bytes()).numpy().data
-        for start in range(0, len(data), CHUNK):
-            pending += data[start : start + CHUNK]
-            while len(pending) >= CHUNK:
-                yield bytes(pending[:CHUNK])
-                del pending[:CHUNK]
-    if pending:
-        yield bytes(pending)
-
-
-def _compare(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Read a state with the library's own reader and with ours, and raise where a bit differs."""
-    from safetensors import safe_open
-
-    header = read_header(path)
-    ours = _read(path, header)
-    with safe_open(path, framework="pt") as official:
-        for entry in header.tensors:
-            bits = tensors[entry.name].reshape(-1).view(_bytes())
-            same = (official.get_tensor(entry.name).reshape(-1).view(_bytes()), ours[entry.start : entry.end])
-            if not all(bits.equal(read) for read in same):
-                raise TranscriptionError(f"{path}: {entry.name} was not read as it was written; is the disk sound?")
-
-
-def _read(path: Path, header: Header) -> torch.Tensor:
-    """Return all data as uint8 [bytes] in one allocation; raises TranscriptionError at the first wrong checksum."""
-    import torch
-
-    data = torch.empty(header.size, dtype=torch.uint8)
-    memory = data.numpy().data
-    with path.open("rb", buffering=0) as file:
-        file.seek(header.data_start)
-        for start, checksum in zip(range(0, header.size, CHUNK), header.checksums, strict=True):
-            chunk = memory[start : start + CHUNK]
-            if file.readinto(chunk) != len(chunk) or digest(chunk) != checksum:
-                raise TranscriptionError(f"the state in {path} is damaged at byte {header.data_start + start}")
-    return data
-
-
-def _view(data: torch.Tensor, entry: Entry) -> torch.Tensor:
-    import torch
-
-    return data[entry.start : entry.end].view(getattr(torch, entry.dtype)).view(entry.shape)
-
-
-def _bytes() -> torch.dtype:
-    import torch
-
-    return torch.uint8
+    dtype = str(model.dtype).removeprefix("torch.")
+    facts = ModelFacts(source.id, source.revision, model.device.type, dtype, "sdpa")
+    return TorchEngine(model, vocabulary.read(source.path), facts)
 
 
 @options.command("preload")
 @options.model_options
 def main(spec: ModelSpec) -> None:
-    """Make the state of a model, which loads faster than the model; read it back, and report.
+    """Make the state of a model, which loads faster.
 
-    The state has one dtype, float16 unless --dtype says another, and lies in TRANSCRIBE_HOME.
+    It is read back, compared with the model, and reported. The state has one dtype, float16 unless --dtype says
+    another, and lies in TRANSCRIBE_HOME.
     """
     source = model_folder.resolve(spec)
+    from run_transcription.engines import golden, hardware
+
+    device = hardware.device(spec.device)
+    dtype = hardware.dtype("float16" if spec.dtype == "auto" else spec.dtype, device)
     import transformers.models.whisper.modeling_whisper  # noqa: F401 - its seconds are not those of saving
 
     began = time.perf_counter()
-    folder = state_folder(spec, source)
-    dtype = "float16" if spec.dtype == "auto" else spec.dtype
-    header = preload_gpu_model(source, folder, dtype)
+    folder = model_folder.state_folder(spec)
+    header = preload_gpu_model(source, folder, dtype, device)
     saved = time.perf_counter()
-    load_state(folder, None, "cpu")
+    model = load_state(folder, None, device)
     loaded = time.perf_counter()
+    kept = read_golden(folder)
+    if (wrong := golden.difference(golden.hear(_engine(model, replace(source, path=folder))), kept)) is not None:
+        raise TranscriptionError(f"the state in {folder} does not transcribe as the model does: {wrong}")
     click.echo(f"state     {folder}")
     click.echo(f"model     {source.id} at {source.revision}")
     click.echo(f"content   {len(header.tensors)} tensors, {header.size / 1e6:.1f} MB, {dtype}")
     click.echo(f"saved     in {saved - began:.2f} s, and compared with the model")
     click.echo(f"verified  in {loaded - saved:.2f} s: every checksum right, every parameter in place")
+    click.echo(f"golden    {len(kept.tokens)} tokens as from the model, on {device}: {' '.join(kept.words)}")
 
 
 if __name__ == "__main__":

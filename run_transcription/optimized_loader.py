@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from run_transcription import gpu_memory_persist, options
-from run_transcription.engines.model_folder import download, on_this_machine, resolve
+from run_transcription.engines import hardware, trial
+from run_transcription.engines.golden import Golden
+from run_transcription.engines.model_folder import download, on_this_machine, resolve, state_folder, weight_files
+from run_transcription.engines.state_reader import Reading, gpu_expected
 from run_transcription.errors import ModelNotLoaded, TranscriptionError, Unavailable
 from run_transcription.records import (
-    SAMPLE_RATE,
-    Decoding,
     Fingerprint,
     LoadReport,
     ModelFacts,
@@ -25,10 +30,10 @@ from run_transcription.records import (
     ModelSpec,
     Skipped,
 )
+from run_transcription.timeline import Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from transformers import WhisperForConditionalGeneration
 
@@ -43,9 +48,10 @@ class Request:
 
     spec: ModelSpec
     source: ModelFolder | None
-    state: Path
     device: str
     dtype: str
+    reading: Reading | None  # of its state, where that fits; begun before torch was imported
+    timeline: Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +72,13 @@ class Strategy:
 
 def load_gpu_state(request: Request) -> Loaded:
     """Read a state made beforehand; with --dtype auto it is the state that says the dtype."""
-    made_from = gpu_memory_persist.read_fingerprint(request.state)
-    wanted = _wanted_state(request)
-    gpu_memory_persist.require_same(made_from, wanted)
-    if made_from.dtype == "bfloat16" and not _bfloat16_here(request.device):
-        raise Unavailable("the state is in bfloat16, which this GPU has not")
-    model = gpu_memory_persist.load_state(request.state, made_from, request.device, request.spec.attention)
-    return Loaded(model, ModelFolder(made_from.model_id, request.state, made_from.revision))
+    reading = request.reading or _begin_reading(request.spec, request.source)
+    with reading:
+        made_from, folder = reading.state.made_from, reading.state.folder
+        if made_from.dtype == "bfloat16" and not hardware.has_bfloat16(request.device):
+            raise Unavailable("the state is in bfloat16, which this GPU has not")
+        model = gpu_memory_persist.finish(reading, request.device, request.spec.attention, request.timeline)
+    return Loaded(model, ModelFolder(made_from.model_id, folder, made_from.revision))
 
 
 def load_mapped(request: Request) -> Loaded:
@@ -130,12 +136,25 @@ STRATEGIES = (
 )
 
 
-def load(spec: ModelSpec, strategies: tuple[Strategy, ...] = STRATEGIES) -> ModelHandle:
+def load(
+    spec: ModelSpec, strategies: tuple[Strategy, ...] = STRATEGIES, timeline: Timeline | None = None
+) -> ModelHandle:
     """Return the first handle that a strategy can produce; keep what was skipped, and why.
 
-    Raises ModelNotLoaded where none can, or where there is no such model, device or attention.
+    A state that fits is read while the libraries are imported. Raises ModelNotLoaded where no strategy can load the
+    model, or where there is no such model, device or attention.
     """
-    request = _request(spec)
+    timeline = timeline or Timeline()
+    source = _source(spec)
+    with _read_early(spec, source, strategies) as reading:
+        _import_libraries(spec, timeline)
+        device = hardware.device(spec.device)
+        hardware.check_attention(spec.attention, device)
+        dtype = hardware.dtype(spec.dtype, device)
+        return _first(Request(spec, source, device, dtype, reading, timeline), strategies)
+
+
+def _first(request: Request, strategies: tuple[Strategy, ...]) -> ModelHandle:
     skipped: list[Skipped] = []
     for strategy in strategies:
         began = time.perf_counter()
@@ -151,26 +170,57 @@ def load(spec: ModelSpec, strategies: tuple[Strategy, ...] = STRATEGIES) -> Mode
             unexpected = not isinstance(error, TranscriptionError)
             logger.warning("%s failed: %s", strategy.name, skipped[-1].reason, exc_info=unexpected)
     reasons = "; ".join(f"{skip.strategy}: {skip.reason}" for skip in skipped)
-    raise ModelNotLoaded(f"the model {spec.model} could not be loaded: {reasons}")
+    raise ModelNotLoaded(f"the model {request.spec.model} could not be loaded: {reasons}")
 
 
-def _request(spec: ModelSpec) -> Request:
-    """Find the model before torch is imported, which takes seconds: a model that is not there is said at once."""
-    source = on_this_machine(spec)
-    state = gpu_memory_persist.state_folder(spec, source)
-    if source is None and not state.exists():
-        source = download(spec)
-    _import_libraries()
-    device = _device(spec.device)
-    _check_attention(spec.attention, device)
-    return Request(spec, source, state, device, _dtype(spec.dtype, device))
+def _source(spec: ModelSpec) -> ModelFolder | None:
+    """Find the model before torch is imported, which takes seconds: a model that is not there is said at once.
+
+    None where only its state is here, and nothing can be said of the checkpoint.
+    """
+    folder = state_folder(spec)
+    try:
+        with gpu_memory_persist.open_state(folder) as state:
+            known = gpu_memory_persist.known_source(state, folder)
+    except TranscriptionError:  # whoever loads the state will say what is wrong with it
+        known = None
+    source = on_this_machine(spec, known)
+    return source if source is not None or folder.exists() else download(spec)
 
 
-def _import_libraries() -> None:
+def _read_early(
+    spec: ModelSpec, source: ModelFolder | None, strategies: tuple[Strategy, ...]
+) -> AbstractContextManager[Reading | None]:
+    """Begin to read the state where it is wanted and fits; a reason against it is said by its strategy."""
+    if all(strategy.load is not load_gpu_state for strategy in strategies):
+        return nullcontext()
+    try:
+        return _begin_reading(spec, source)
+    except (TranscriptionError, OSError):
+        return nullcontext()
+
+
+def _begin_reading(spec: ModelSpec, source: ModelFolder | None) -> Reading:
+    gpu = spec.device != "cpu" and gpu_expected()
+    return gpu_memory_persist.begin(state_folder(spec), _wanted_state(spec, source), gpu=gpu)
+
+
+def _import_libraries(spec: ModelSpec, timeline: Timeline) -> None:
     """Import what every strategy needs: it takes seconds, which are not those of the first one that is tried."""
-    from transformers import WhisperForConditionalGeneration  # noqa: F401
+    with timeline.stage("import torch"):
+        import torch  # noqa: F401
 
-    from run_transcription.engines import torch_engine  # noqa: F401
+    def make_context() -> None:
+        with timeline.stage("context"):
+            hardware.make_context(spec.device)
+
+    with ThreadPoolExecutor(1) as aside:
+        context = aside.submit(make_context)
+        with timeline.stage("import transformers"):
+            from transformers import WhisperForConditionalGeneration  # noqa: F401
+
+            from run_transcription.engines import torch_engine  # noqa: F401
+    context.result()
 
 
 def _handle(request: Request, strategy: Strategy, began: float, skipped: tuple[Skipped, ...]) -> ModelHandle:
@@ -187,9 +237,8 @@ def _handle(request: Request, strategy: Strategy, began: float, skipped: tuple[S
     return ModelHandle(engine, LoadReport(strategy.name, seconds, skipped))
 
 
-def _wanted_state(request: Request) -> Fingerprint:
+def _wanted_state(spec: ModelSpec, source: ModelFolder | None) -> Fingerprint:
     """Return what a state must have been made from; "" where it may be anything, as when only the state is here."""
-    source, spec = request.source, request.spec
     return Fingerprint(
         format_version=gpu_memory_persist.FORMAT_VERSION,
         model_id=source.id if source is not None else spec.model,
@@ -200,72 +249,50 @@ def _wanted_state(request: Request) -> Fingerprint:
     )
 
 
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ModelNotLoaded(
-            f"--device cuda: torch {torch.__version__} sees no GPU here; use --device cpu, or look at nvidia-smi"
-        )
-    return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dtype(wanted: str, device: str) -> str:
-    """Resolve auto: float16 on a GPU; on a CPU bfloat16 where it multiplies matrices natively, else float32."""
-    import torch
-
-    if wanted == "bfloat16" and not _bfloat16_here(device):
-        raise ModelNotLoaded("--dtype bfloat16: this GPU has not got it; use --dtype float16")
-    if wanted != "auto":
-        return wanted
-    if device == "cuda":
-        return "float16"
-    able = torch.cpu.get_capabilities()
-    return "bfloat16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
-
-
-def _bfloat16_here(device: str) -> bool:
-    import torch
-
-    return device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def _check_attention(attention: str, device: str) -> None:
-    from transformers.utils import is_flash_attn_2_available
-
-    if attention == "flash_attention_2" and (device != "cuda" or not is_flash_attn_2_available()):
-        raise ModelNotLoaded(
-            "--attention flash_attention_2 wants a GPU and the package flash-attn; use --attention sdpa"
-        )
-
-
 @options.command("load")
 @click.argument("action", type=click.Choice(["test"]), default="test")
+@click.option(
+    "--require", type=click.Choice([strategy.name for strategy in STRATEGIES]), help="Fail where another one wins."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @options.model_options
-def main(spec: ModelSpec, action: str) -> None:  # noqa: ARG001 - there is only one; its name is the seed's
-    """Try every way to load the model, and say which work and whether they decode alike."""
-    decoded: dict[str, list[tuple[int, ...]]] = {}
-    click.echo(f"{'strategy':<10} {'seconds':>8}  result")
+def main(spec: ModelSpec, action: str, require: str | None, *, as_json: bool) -> None:  # noqa: ARG001 - the seed's
+    """Try every way to load the model.
+
+    Says which work, how fast, and whether all hear the same in the golden clip. The floor is the time in which the
+    model's bytes can merely be read from the page cache. The exit status is 1 where no strategy works, one hears
+    something else, or another one than the required one wins.
+    """
+    source = _source(spec)
+    _import_libraries(spec, Timeline())
+    floor = trial.floor(_files(spec, source))
+    trials: list[trial.Trial] = []
     for strategy in STRATEGIES:
-        try:
-            handle = load(spec, (strategy,))
-        except ModelNotLoaded as error:
-            click.echo(f"{strategy.name:<10} {'-':>8}  {error}")
-            continue
-        decoded[strategy.name] = _probe(handle)
-        facts = handle.engine.facts
-        alike = "" if decoded[strategy.name] == next(iter(decoded.values())) else ", decodes differently from the first"
-        click.echo(f"{strategy.name:<10} {handle.load.seconds:>8.2f}  {facts.dtype} on {facts.device}{alike}")
-    if not decoded:
-        sys.exit(1)
+        right = _right(spec, strategy, trials)
+        trials.append(trial.attempt(strategy.name, partial(load, spec, (strategy,)), right))
+        if (found := trials[-1].facts) is not None:  # a state says the dtype: the others are compared in the same
+            spec = replace(spec, dtype=found.dtype)
+    click.echo(trial.as_json(trials, floor) if as_json else trial.table(trials, floor))
+    problems = trial.problems(trials, require)
+    for problem in problems:
+        click.echo(problem, err=True)
+    sys.exit(1 if problems else 0)
 
 
-def _probe(handle: ModelHandle) -> list[tuple[int, ...]]:
-    """Decode a second of a tone: a model that is not whole writes something else, or nothing."""
-    import numpy as np
+def _files(spec: ModelSpec, source: ModelFolder | None) -> list[Path]:
+    """Return what holds the model's bytes: its state, or else the checkpoint."""
+    state = state_folder(spec) / gpu_memory_persist.STATE_FILE
+    return [state] if state.exists() or source is None else weight_files(source.path)
 
-    tone = np.sin(np.arange(SAMPLE_RATE) * (2 * np.pi * 440 / SAMPLE_RATE)).astype(np.float32)
-    return [row.tokens for row in handle.engine.transcribe([tone], Decoding()).rows]
+
+def _right(spec: ModelSpec, strategy: Strategy, trials: list[trial.Trial]) -> Golden | None:
+    """Return what the golden clip should give: what the first strategy heard, which should be what the state says."""
+    if (heard := next((before.heard for before in trials if before.heard is not None), None)) is not None:
+        return heard
+    try:
+        return gpu_memory_persist.read_golden(state_folder(spec)) if strategy.load is load_gpu_state else None
+    except TranscriptionError:  # the strategy itself says what is wrong with the state
+        return None
 
 
 if __name__ == "__main__":

@@ -241,7 +241,8 @@ _MODEL_OPTIONS = (
         "--dtype",
         type=click.Choice(("auto", "float32", "float16", "bfloat16")),
         default="auto",
-        help="auto: float16 on a GPU; on a CPU bfloat16 where it multiplies matrices natively, else float32.",
+        help="auto: the state's, where there is one; else float16 on a GPU; on a CPU bfloat16 where it multiplies "
+        "matrices natively, else float32.",
     ),
     click.option(
         "--attention",

@@ -121,6 +121,7 @@ class ModelFolder:
     id: str
     path: Path
     revision: str  # commit, or a hash of the content for a folder
+    stamps: str = ""  # sizes and times of the files that the hash was made of; "" for a commit
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import fake_hub
@@ -20,10 +22,12 @@ from click.testing import CliRunner
 from fakes import tone
 
 from run_transcription import gpu_memory_persist, optimized_loader
-from run_transcription.engines import model_folder
+from run_transcription.engines import golden, model_folder
 from run_transcription.errors import ModelNotLoaded, TranscriptionError
+from run_transcription.fast_transcribe import transcribe
 from run_transcription.optimized_loader import STRATEGIES, Strategy, load, resolve
 from run_transcription.records import Decoding, ModelSpec, Skipped
+from run_transcription.timeline import Timeline
 
 HUB_ID = "example/whisper-tiny"
 
@@ -66,7 +70,7 @@ def tokens(handle):
 def preload(spec, dtype="float32"):
     """Make the state of a model where the loader looks for it."""
     source = resolve(spec)
-    gpu_memory_persist.preload_gpu_model(source, gpu_memory_persist.state_folder(spec, source), dtype)
+    gpu_memory_persist.preload_gpu_model(source, model_folder.state_folder(spec), dtype)
 
 
 def in_cache(folder, cache, commit="0123456789abcdef0123456789abcdef01234567"):
@@ -113,14 +117,14 @@ def test_a_damaged_state_is_passed_over_with_a_warning(spec, caplog):
     """Damage is not the same as absence: it is a warning, and the next strategy gives the same rows."""
     preload(spec)
     expected = tokens(load(spec))
-    path = gpu_memory_persist.state_folder(spec, resolve(spec)) / gpu_memory_persist.STATE_FILE
+    path = model_folder.state_folder(spec) / gpu_memory_persist.STATE_FILE
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     caplog.clear()
     handle = load(spec)
     assert handle.load.strategy == "mmap"
-    assert "is damaged at byte" in handle.load.skipped[0].reason
+    assert "is damaged after byte" in handle.load.skipped[0].reason
     assert [record.levelname for record in caplog.records if "gpu_state" in record.message] == ["WARNING"]
     assert tokens(handle) == expected
 
@@ -538,19 +542,151 @@ def test_no_strategy_writes_to_standard_error(spec, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_state_is_read_before_torch_is_imported(spec):
+    """In a fresh process the readers of a valid state are at work when the import of torch begins."""
+    preload(spec)
+    program = (
+        "import sys, threading, pathlib\n"
+        "from run_transcription import optimized_loader as loader\n"
+        "def look(*_):\n"
+        "    readers = [t for t in threading.enumerate() if t.name.startswith('byte-mover')]\n"
+        "    print(len(readers) > 0, sorted({'torch', 'numpy', 'transformers', 'boto3', 'av'} & sys.modules.keys()))\n"
+        "    sys.exit()\n"
+        "loader._import_libraries = look\n"
+        "loader.load(loader.ModelSpec(sys.argv[1], device='cpu', home=pathlib.Path(sys.argv[2])))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, spec.model, spec.home],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.stdout.strip() == "True []", done.stderr
+
+
+def test_a_valid_state_needs_no_network_and_no_checkpoint_read(spec, monkeypatch):
+    """With a valid state nothing connects anywhere, and an unchanged checkpoint is not read to be known again."""
+    preload(spec)
+
+    def fails(*_arguments):
+        msg = "this must not happen"
+        raise AssertionError(msg)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", fails)
+    monkeypatch.setattr("xxhash.xxh3_128", fails)
+    assert load(spec).load.strategy == "gpu_state"
+
+
+def test_a_touched_checkpoint_is_read_again(copy, tmp_path):
+    """Other times, the same content: the state still fits. Other content, even of the same age: it does not."""
+    spec = ModelSpec(str(copy), device="cpu", dtype="float32", home=tmp_path / "home")
+    preload(spec)
+    weights = copy / "model.safetensors"
+    os.utime(weights)
+    assert load(spec).load.strategy == "gpu_state"
+    before, data = weights.stat(), bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "another revision" in load(spec).load.skipped[0].reason
+
+
+def test_the_timeline_has_all_stages(spec):
+    """Each stage up to a model that can generate is there, on the clock of the process, and none ends in the future."""
+    preload(spec)
+    timeline = Timeline()
+    load(spec, timeline=timeline)
+    names = [stage.name for stage in timeline.stages]
+    assert set(names) >= {"import torch", "context", "import transformers", "wait for bytes", "copy", "assign"}
+    now = Timeline()
+    now.mark("now")
+    assert all(0 < stage.start <= stage.start + stage.seconds <= now.stages[0].start for stage in timeline.stages)
+
+
+def test_transcribe_prints_the_timeline(spec, monkeypatch):
+    """--timeline says on standard error, stage by stage, when the process could do what; first things first."""
+    monkeypatch.setenv("TRANSCRIBE_HOME", str(spec.home))
+    preload(spec)
+    arguments = [str(golden.CLIP), "--model", spec.model, "--device", "cpu", "--timeline"]
+    done = CliRunner().invoke(transcribe, arguments)
+    assert done.exit_code == 0, done.output
+    table = done.stderr[done.stderr.index("stage  ") :].splitlines()[1:]
+    names = [line[:22].strip() for line in table]
+    order = ["import torch", "wait for bytes", "assign", "can generate", "first call", "first transcript"]
+    assert [name for name in names if name in order] == order
+    assert "stage  " not in CliRunner().invoke(transcribe, arguments[:-1]).stderr
+
+
+def test_the_process_started_before_this_test(tmp_path):
+    """The clock of the timeline begins with the process: a child that sleeps before it looks is as old as its sleep."""
+    program = (
+        "import time; time.sleep(0.5)\n"
+        "from run_transcription.timeline import process_start; print(time.perf_counter() - process_start())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert 0.49 < float(done.stdout) < time.monotonic() - began + 0.02
+
+
+def run_script(monkeypatch, home, *arguments):
+    """Run `optimized_loader.py` with a home of its own."""
+    monkeypatch.setenv("TRANSCRIBE_HOME", str(home))
+    return CliRunner().invoke(optimized_loader.main, ["test", *map(str, arguments)])
+
+
 def test_the_script_tries_all_strategies(folder, tmp_path, monkeypatch):
     """`optimized_loader.py test` prints a line for each strategy, and what keeps one from working."""
-    monkeypatch.setenv("TRANSCRIBE_HOME", str(tmp_path))
-    done = CliRunner().invoke(optimized_loader.main, ["test", "--model", str(folder), "--dtype", "float32"])
+    done = run_script(monkeypatch, tmp_path, "--model", folder, "--dtype", "float32")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["strategy", "gpu_state", "mmap", "standard"]
+    assert [line.split()[0] for line in lines] == ["strategy", "gpu_state", "mmap", "standard", "floor"]
     assert "no state in" in lines[1]
-    assert all("float32 on" in line and "differently" not in line for line in lines[2:])
+    assert all("float32 on" in line and "golden result right" in line for line in lines[2:4])
+
+
+def test_the_script_compares_all_in_the_dtype_of_the_state(spec, monkeypatch):
+    """With a state and --dtype auto all strategies run in its dtype, and each gives its golden result."""
+    preload(spec, "float32")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})  # without a state: bfloat16
+    arguments = ("--model", spec.model, "--device", "cpu", "--json", "--require", "gpu_state")
+    done = run_script(monkeypatch, spec.home, *arguments)
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert [row["facts"]["dtype"] for row in said["strategies"]] == ["float32"] * 3
+    assert [row["different"] for row in said["strategies"]] == [None] * 3
+    assert len({tuple(row["heard"]["tokens"]) for row in said["strategies"]}) == 1
+    state = model_folder.state_folder(spec) / gpu_memory_persist.STATE_FILE
+    assert said["floor"]["size"] == state.stat().st_size
+    assert all(row["seconds"] > 0 for row in said["strategies"])
+
+
+def test_the_script_fails_where_another_strategy_wins(spec, monkeypatch):
+    """--require gpu_state without a state: the exit status is 1, and one line says who won and why."""
+    done = run_script(monkeypatch, spec.home, "--model", spec.model, "--require", "gpu_state")
+    assert done.exit_code == 1
+    assert "mmap wins, not gpu_state: " in done.stderr
+    assert "no state in" in done.stderr
+
+
+def test_the_script_fails_where_the_golden_result_differs(spec, monkeypatch):
+    """A state whose clip gave another token when it was made does not pass."""
+    heard = golden.hear
+    with monkeypatch.context() as patch:
+        patch.setattr(golden, "hear", lambda engine: replace(heard(engine), tokens=(*heard(engine).tokens, 7)))
+        preload(spec)
+    done = run_script(monkeypatch, spec.home, "--model", spec.model, "--device", "cpu")
+    assert done.exit_code == 1
+    assert "hears something else: token" in done.stderr
+    assert "nothing instead of 7" in done.stderr
 
 
 def test_the_script_fails_where_no_strategy_works(copy, tmp_path, monkeypatch):
     """Its exit status is 1, for scripts that ask."""
-    monkeypatch.setenv("TRANSCRIBE_HOME", str(tmp_path))
     damage_weights(copy)
-    assert CliRunner().invoke(optimized_loader.main, ["--model", str(copy)]).exit_code == 1
+    done = run_script(monkeypatch, tmp_path, "--model", copy)
+    assert done.exit_code == 1
+    assert "no strategy can load the model" in done.stderr

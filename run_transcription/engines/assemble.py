@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 _NAMED = 3  # tensors named in a message
+_making = threading.Lock()  # transformers sets torch's default dtype meanwhile: two at once would leave theirs behind
 
 
 def mapped_model(folder: Path, dtype: str, attention: str) -> WhisperForConditionalGeneration:
@@ -37,25 +40,30 @@ def mapped_model(folder: Path, dtype: str, attention: str) -> WhisperForConditio
 
 
 def assemble(folder: Path, tensors: Mapping[str, torch.Tensor], attention: str) -> WhisperForConditionalGeneration:
-    """Return the model of a folder's config.json whose parameters are these very tensors, ready to generate.
+    """Return the model of a folder's config.json whose parameters are these very tensors, ready to generate."""
+    model = empty_model(folder, next(iter(tensors.values())).dtype, attention)
+    fill(model, tensors, folder)
+    return model
 
-    It is made on the `meta` device, which takes no memory; then tensors are assigned and tied ones tied again.
-    Raises TranscriptionError where they don't fit the config.
-    """
+
+def empty_model(folder: Path, dtype: torch.dtype, attention: str) -> WhisperForConditionalGeneration:
+    """Return the model of a folder's config.json on the `meta` device, where it takes no memory."""
     from transformers import WhisperForConditionalGeneration
 
     config = read_config(folder)
-    dtype = next(iter(tensors.values())).dtype
-    with torch.device("meta"):
+    with _making, torch.device("meta"):
         model: WhisperForConditionalGeneration = WhisperForConditionalGeneration._from_config(  # noqa: SLF001
             config, dtype=dtype, attn_implementation=attention
         )
-    _assign(model, tensors, folder)
     model.generation_config = read_generation_config(folder, config)
     return model.eval()
 
 
-def _assign(model: WhisperForConditionalGeneration, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+def fill(model: WhisperForConditionalGeneration, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Make tensors the parameters of an empty model, tied ones tied again, with nothing left on `meta`.
+
+    Raises TranscriptionError where they don't fit the model.
+    """
     try:
         left = model.load_state_dict(dict(tensors), strict=False, assign=True)
     except RuntimeError as error:  # shapes differ
@@ -63,7 +71,8 @@ def _assign(model: WhisperForConditionalGeneration, tensors: Mapping[str, torch.
             f"the weights in {folder} do not fit its config.json: {' '.join(str(error).split())}"
         ) from error
     model.tie_weights()
-    lacking = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    everything = itertools.chain(model.named_parameters(), model.named_buffers())
+    lacking = [name for name, tensor in everything if tensor.is_meta]
     if lacking or left.unexpected_keys:
         wrong = [f"no {name}" for name in lacking] + [f"{name} too many" for name in left.unexpected_keys]
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""

@@ -51,25 +51,47 @@ def resolve(spec: ModelSpec) -> ModelFolder:
     return on_this_machine(spec) or download(spec)
 
 
-def on_this_machine(spec: ModelSpec) -> ModelFolder | None:
+def on_this_machine(spec: ModelSpec, known: ModelFolder | None = None) -> ModelFolder | None:
     """Return the model's folder without a look at the network; None for a Hugging Face id that is not here yet.
 
+    The content of a local folder is hashed, unless its files have the sizes and times that they had in `known`.
     Raises ModelNotLoaded for a folder in which something is missing, and for a revision of a folder: it has none.
     """
+    path = local_folder(spec)
+    if path is None:
+        return _cached(spec, home(spec) / "models") or _cached(spec, None)
+    if spec.revision is not None:
+        raise ModelNotLoaded(
+            f"--revision {spec.revision}: --model {spec.model} is a folder, which has no revisions; leave it out"
+        )
+    return _from_folder(path, model_id(spec), known)
+
+
+def local_folder(spec: ModelSpec) -> Path | None:
+    """Return the folder that a spec names; None for a Hugging Face id. Raises ModelNotLoaded where it is neither."""
     path = DEMO if spec.model == "demo" else Path(spec.model).expanduser()
-    if os.path.isdir(path):  # noqa: PTH112 - a Path would raise an error for a name that is too long
-        if spec.revision is not None:
-            raise ModelNotLoaded(
-                f"--revision {spec.revision}: --model {spec.model} is a folder, which has no revisions; leave it out"
-            )
-        return _from_folder(path, "demo" if spec.model == "demo" else path.resolve().name)
+    if _is_folder(path):
+        return path
     if path.is_absolute() or spec.model.startswith(("./", "../", "~")) or spec.model.count("/") > 1:
         raise ModelNotLoaded(f"--model {spec.model}: no such folder")
     if not _HUB_ID.fullmatch(spec.model):
         raise ModelNotLoaded(
             f"--model {spec.model} is neither a folder here nor a Hugging Face id such as openai/whisper-tiny"
         )
-    return _cached(spec, home(spec) / "models") or _cached(spec, None)
+    return None
+
+
+def model_id(spec: ModelSpec) -> str:
+    """Return the name under which a model's state is kept: the id, or the name of its folder."""
+    if spec.model == "demo":
+        return spec.model
+    path = Path(spec.model).expanduser()
+    return path.resolve().name if _is_folder(path) else spec.model
+
+
+def state_folder(spec: ModelSpec) -> Path:
+    """Return where the state of a model lies, if it has one: under home, by the model's id."""
+    return home(spec) / "gpu_state" / model_id(spec).replace("/", "--")
 
 
 def home(spec: ModelSpec) -> Path:
@@ -131,13 +153,17 @@ def download(spec: ModelSpec) -> ModelFolder:
     return _checked(ModelFolder(spec.model, Path(path), Path(path).name))
 
 
-def _from_folder(path: Path, name: str) -> ModelFolder:
+def _from_folder(path: Path, name: str, known: ModelFolder | None) -> ModelFolder:
     """Take a folder for a model, its revision being a hash of all that matters in it."""
     import xxhash
 
     _checked(ModelFolder(name, path, ""))
+    files = small_files(path) + weight_files(path)
+    stamps = _stamps(files)
+    if known is not None and known.stamps == stamps:
+        return ModelFolder(name, path, known.revision, stamps)
     digest = xxhash.xxh3_128()
-    for file in small_files(path) + weight_files(path):
+    for file in files:
         try:
             digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as opened:
@@ -145,7 +171,17 @@ def _from_folder(path: Path, name: str) -> ModelFolder:
                     digest.update(block)
         except OSError as error:
             raise ModelNotLoaded(f"{file} of --model {path} can't be read: {error.strerror}") from error
-    return ModelFolder(name, path, f"xxh3-{digest.hexdigest()}")
+    return ModelFolder(name, path, f"xxh3-{digest.hexdigest()}", stamps)
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - a Path would raise an error for a name that is too long
+
+
+def _stamps(files: Iterable[Path]) -> str:
+    """Return name, size and times of files. A change that keeps all of them has to set the system's clock back."""
+    found = [(file.name, file.stat()) for file in files]
+    return " ".join(f"{name}:{facts.st_size}:{facts.st_mtime_ns}:{facts.st_ctime_ns}" for name, facts in found)
 
 
 def _checked(folder: ModelFolder) -> ModelFolder:

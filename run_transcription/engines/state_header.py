@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from run_transcription.engines.byte_mover import CHUNK
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
     import torch
 
-CHUNK = 16 << 20  # bytes under one checksum
 ALIGNMENT = 4096  # where data may begin: a page, and a block of the disk
 LENGTH = struct.Struct("<Q")  # of the header, before it
 HEADER_LIMIT = 100_000_000  # bytes; safetensors' own
@@ -45,6 +46,7 @@ class Header:
     checksums: tuple[str, ...]
     data_start: int
     size: int  # bytes of data
+    chunk: int  # bytes of data under one checksum
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -64,7 +66,7 @@ def write_header(
         dtype = _NAMES[str(tensor.dtype).removeprefix("torch.")]
         table[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     hashes = checksums or ["0" * 16] * -(-end // CHUNK)
-    described = dict(metadata) | {"chunk_xxh3": " ".join(hashes), "header_sha256": _BLANK}
+    described = dict(metadata) | {"chunk_bytes": str(CHUNK), "chunk_xxh3": " ".join(hashes), "header_sha256": _BLANK}
     text = json.dumps({"__metadata__": described, **table}, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-(LENGTH.size + len(text)) % ALIGNMENT)
     whole = LENGTH.pack(len(text)) + text
@@ -74,18 +76,27 @@ def write_header(
 def read_header(path: Path) -> Header:
     """Return a state's header. Raises TranscriptionError where it is damaged or the file has another length."""
     try:
-        return _parse(path)
+        with path.open("rb") as file:
+            return header_of(file, path)
+    except OSError as error:
+        raise TranscriptionError(f"the state in {path} could not be read: {error.strerror}") from error
+
+
+def header_of(file: IO[bytes], path: Path) -> Header:
+    """Return the header of an open state; `path` is for messages."""
+    try:
+        return _parse(file)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise TranscriptionError(f"the state in {path} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _parse(path: Path) -> Header:
-    with path.open("rb") as file:
-        prefix = file.read(LENGTH.size)
-        length = LENGTH.unpack(prefix)[0]
-        if length > min(HEADER_LIMIT, path.stat().st_size):
-            raise ValueError(f"its header would be {length} bytes long")
-        text = file.read(length)
+def _parse(file: IO[bytes]) -> Header:
+    there = os.fstat(file.fileno()).st_size
+    prefix = _read(file, LENGTH.size)
+    length = LENGTH.unpack(prefix)[0]
+    if length > min(HEADER_LIMIT, there):
+        raise ValueError(f"its header would be {length} bytes long")
+    text = _read(file, length)
     document: dict[str, Any] = json.loads(text)
     metadata: dict[str, str] = document.pop("__metadata__")
     blank = (prefix + text).replace(_field(metadata["header_sha256"]), _field(_BLANK))
@@ -96,9 +107,21 @@ def _parse(path: Path) -> Header:
         for name, said in document.items()
     )
     start, size = LENGTH.size + length, entries[-1].end
-    if path.stat().st_size != start + size:
-        raise ValueError(f"it has {path.stat().st_size} bytes instead of {start + size}")
-    return Header(metadata, entries, tuple(metadata["chunk_xxh3"].split()), start, size)
+    if there != start + size:
+        raise ValueError(f"it has {there} bytes instead of {start + size}")
+    checksums, chunk = tuple(metadata["chunk_xxh3"].split()), int(metadata["chunk_bytes"])
+    if chunk < 1 or len(checksums) != -(-size // chunk):
+        raise ValueError(f"it has {len(checksums)} checksums for {size} bytes")
+    return Header(metadata, entries, checksums, start, size, chunk)
+
+
+def _read(file: IO[bytes], length: int) -> bytes:
+    """Return so many bytes, fewer only at the end: an unbuffered file may give them in several parts."""
+    parts, left = [], length
+    while left and (part := file.read(left)):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _field(digest_of_header: str) -> bytes:

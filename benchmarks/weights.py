@@ -1,0 +1,90 @@
+"""Random weights in the exact shapes of Whisper models, in every form that a loader reads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from loaders import PICKLED, PLAIN, SERIALIZED
+
+from run_transcription import gpu_memory_persist
+from run_transcription.engines import golden, model_folder, state_header
+from run_transcription.records import ModelSpec
+
+# width, encoder layers, decoder layers, heads, mel bins, ids; tensors and bytes in float16, to be sure of the shape
+SHAPES = {
+    "tiny": ((384, 4, 4, 6, 80, 51_865), 167, 75_521_280),
+    "small": ((768, 12, 12, 12, 80, 51_865), 479, 483_469_824),
+    "turbo": ((1280, 32, 4, 20, 128, 51_866), 587, 1_617_756_160),
+    "large-v3": ((1280, 32, 32, 20, 128, 51_866), 1259, 3_086_981_120),
+}
+
+
+def make(shape: str, folder: Path) -> Path:
+    """Write a model of a shape into a folder: config, tokenizer, and the weights in four formats."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))  # they have a small vocabulary with all special tokens
+    import tiny_whisper
+    import torch
+    from safetensors.torch import save_file
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    (width, encoder, decoder, heads, mels, ids), tensors, size = SHAPES[shape]
+    vocabulary = tiny_whisper.tokenizer()
+    named = {"decoder_start_token_id": vocabulary.token_to_id("<|startoftranscript|>")}
+    end = vocabulary.token_to_id("<|endoftext|>")
+    config = WhisperConfig(
+        vocab_size=ids,
+        num_mel_bins=mels,
+        d_model=width,
+        encoder_layers=encoder,
+        decoder_layers=decoder,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        dtype="float16",
+        **named,
+    )
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(config).half()
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    weights = dict(model.named_parameters())
+    for weight in weights.values():
+        weight.data.uniform_(-0.02, 0.02)
+    found = (len(weights), sum(weight.nbytes for weight in weights.values()))
+    if found != (tensors, size):
+        message = f"{shape} has {found[0]} tensors and {found[1]} bytes instead of {tensors} and {size}"
+        raise ValueError(message)
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    vocabulary.save(str(folder / "tokenizer.json"))
+    plain = {name: weight.detach() for name, weight in weights.items()}
+    save_file(plain, folder / PLAIN, metadata={"format": "pt"})
+    torch.save(plain, folder / PICKLED)
+    _serialize(plain, folder / SERIALIZED)
+    _state(model, folder)
+    return folder
+
+
+def _serialize(plain: dict, path: Path) -> None:
+    """Write tensorizer's format where tensorizer is installed; without it its row says so."""
+    try:
+        from tensorizer import TensorSerializer
+    except ImportError:
+        return
+    serializer = TensorSerializer(path)
+    serializer.write_state_dict(plain)
+    serializer.close()
+
+
+def _state(model: object, folder: Path) -> state_header.Header:
+    """Write the state; its golden result stays empty, as nothing is decoded here."""
+    source = model_folder.resolve(ModelSpec(str(folder)))
+    made_from = gpu_memory_persist.fingerprint(source, "float16")
+    silent = golden.Golden("", "cpu", "float16", (), (), ())
+    more = gpu_memory_persist._metadata(silent, model.generation_config.to_json_string())  # noqa: SLF001
+    return gpu_memory_persist.save_state(model, folder / "state", source, made_from, more)

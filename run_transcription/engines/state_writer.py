@@ -1,0 +1,116 @@
+"""Write a state's file: tensors in the order of their use, checksums, and a comparison of what was written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from run_transcription.engines.byte_mover import CHUNK
+from run_transcription.engines.state_header import digest, read_header, write_header
+from run_transcription.engines.state_reader import STATE_FILE, Reading, open_state, view
+from run_transcription.errors import TranscriptionError
+from run_transcription.timeline import Timeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from transformers import WhisperForConditionalGeneration
+
+
+def tensors_of(model: WhisperForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """Return parameters in the order of their use (modules are registered in it), each that is shared only once."""
+    return {name: parameter.detach().contiguous().cpu() for name, parameter in model.named_parameters()}
+
+
+def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors in two passes over the header: its checksums are known only when the data are written."""
+    with path.open("w+b") as file:
+        write_header(file, metadata, tensors, [])
+        checksums = []
+        for chunk in _chunks(tensors):
+            checksums.append(digest(chunk))
+            file.write(chunk)
+        file.seek(0)
+        write_header(file, metadata, tensors, checksums)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def compare(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Read a state with the library's own reader and with ours, and raise where a bit differs."""
+    from safetensors import safe_open
+
+    with Reading(open_state(folder), gpu=False) as reading:
+        ours = reading.tensor("cpu", Timeline())
+    path = folder / STATE_FILE
+    with safe_open(path, framework="pt") as official:
+        for entry in read_header(path).tensors:
+            wanted = _bytes(tensors[entry.name])
+            if not all(wanted.equal(_bytes(read)) for read in (official.get_tensor(entry.name), view(ours, entry))):
+                raise TranscriptionError(f"{path}: {entry.name} was not read as it was written; is the disk sound?")
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Lend the path of a new folder, which takes the place of `folder` when the block has ended well.
+
+    One at a time: a second one waits. Whatever one that was killed has left beside the folder is removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent):
+        prefix = f".{folder.name}-"
+        for left in folder.parent.glob(f"{prefix}*"):
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as workshop:
+            new = Path(workshop) / "new"
+            new.mkdir()
+            yield new
+            _exchange(new, folder, Path(workshop) / "old")
+
+
+def _exchange(new: Path, folder: Path, old: Path) -> None:
+    """Give `new` the name of `folder`, which is put away as `old`, and back where that fails."""
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; the system lets it go when the process ends, however it ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _chunks(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
+    """Give the bytes of all tensors, one after the other, in pieces of CHUNK."""
+    pending = bytearray()
+    for tensor in tensors.values():
+        data = _bytes(tensor).numpy().data
+        for start in range(0, len(data), CHUNK):
+            pending += data[start : start + CHUNK]
+            while len(pending) >= CHUNK:
+                yield bytes(pending[:CHUNK])
+                del pending[:CHUNK]
+    if pending:
+        yield bytes(pending)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)

@@ -1,0 +1,72 @@
+"""Tests of the form that benchmarks share, and of the documents that are made from their records."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import common  # noqa: E402
+import residency  # noqa: E402
+import summary  # noqa: E402
+
+
+def test_the_document_holds_what_the_records_say():
+    """No number of a table was written by hand, and none is older than its record."""
+    document = summary.DOCUMENT.read_text(encoding="utf-8")
+    assert summary.rendered(document, summary.RESULTS) == document
+    assert "<!-- loading: begin -->" in document
+
+
+def test_every_record_has_every_timing():
+    """A median is that of the timings beside it, and what has none says why."""
+    for path in summary.RESULTS.glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert {"name", "commit", "command", "machine", "versions", "conditions", "rows", "bars"} == record.keys()
+        for row in record["rows"]:
+            assert row["seconds"] or row["error"]
+            assert row["median"] == common.row({}, row["seconds"]).median
+
+
+def test_a_record_is_rendered(tmp_path):
+    """Times, errors and bars come out; a place without a record says that nothing was measured."""
+    rows = [common.row({"way": "ours"}, [0.5, 0.25, 1.0]), common.row({"way": "a|peer"}, [], "no such library")]
+    record = common.record("some", {}, rows, [common.at_most("fast", [2.0], 1.3)], ["torch"])
+    common.write(record, tmp_path / "some.json", quick=False)
+    text = "<!-- some: begin -->\nold\n<!-- some: end -->\n<!-- other: begin -->\nold\n<!-- other: end -->\n"
+    found = summary.rendered(text, tmp_path)
+    assert "| ours | 0.500 | 0.250 | 1.000 |" in found
+    assert "| a\\|peer | no such library |  |  |" in found
+    assert "| fast | 2.0 | 1.3 | missed |" in found
+    assert found.endswith("<!-- other: begin -->\nNot measured yet.\n<!-- other: end -->\n")
+    assert summary.rendered(found, tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("values", "floor", "verdict"),
+    [
+        ([1.0, 1.2, 9.0], [1.0, 1.1], "met"),
+        ([1.4, 1.2, 1.4], [1.0, 1.1], "missed"),
+        ([1.0], [1.0, 1.3], "not measurable here"),
+        ([], [], "not measurable here"),
+    ],
+)
+def test_a_bar_is_judged_by_the_median(values, floor, verdict):
+    """The median counts; where the floor spreads over a quarter, or nothing ran, nothing is judged."""
+    assert common.at_most("bar", values, 1.3, floor).verdict == verdict
+
+
+def test_what_is_in_memory_is_known(tmp_path):
+    """A file that was just read is resident in whole, and after its eviction not at all."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1_000_000))
+    assert residency.resident(path) == -(-1_000_000 // 4096)
+    if not residency.evict(path):
+        pytest.skip("this file system keeps its files in memory")
+    path.read_bytes()
+    assert residency.resident(path) == -(-1_000_000 // 4096)
