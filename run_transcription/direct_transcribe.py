@@ -6,30 +6,47 @@ import itertools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from run_transcription import audio, chunking, optimized_loader, options, quality, tokens
-from run_transcription.records import SAMPLE_RATE, Chunk, Decoding, Engine, ModelSpec, Row, Segment, Timing, Transcript
+from run_transcription.records import (
+    SAMPLE_RATE,
+    Advance,
+    Batch,
+    Chunk,
+    Decoding,
+    Engine,
+    ModelSpec,
+    Row,
+    Segment,
+    Timing,
+    Transcript,
+)
 
 if TYPE_CHECKING:
     from run_transcription.records import Samples
 
-Progress = Callable[[float], None]
+AfterBatch = Callable[[Advance], None]
 
 logger = logging.getLogger(__name__)
 
 
 def transcribe(
-    blocks: Iterable[Samples], engine: Engine, decoding: Decoding, progress: Progress | None = None
+    blocks: Iterable[Samples],
+    engine: Engine,
+    decoding: Decoding,
+    after_batch: AfterBatch | None = None,
+    finished: Mapping[Chunk, Row] | None = None,
 ) -> tuple[Transcript, Timing]:
     """Transcribe a recording that arrives in blocks (each float32 [samples] at 16 kHz), holding one batch at a time.
 
-    `progress` is called after each batch with the seconds of the recording that are done. The timing leaves out what
-    only others know: decoding the file and storing the result. Raises Rejected where the model can't decode so.
+    `after_batch` is called with what each batch added; chunks whose rows are `finished` already, from an earlier try,
+    are not decoded again. The timing leaves out what only others know: decoding the file and storing the result.
+    Raises Rejected where the model can't decode so.
     """
     decoding = engine.check(decoding)
     began = time.perf_counter()
@@ -38,16 +55,16 @@ def transcribe(
     speech: list[Row] = []
     truncated = 0
     for batch in _batches(chunking.chunks(blocks, decoding.chunk_length), decoding.batch_size):
-        decoded = engine.transcribe([window for _, window in batch], decoding)
-        timing += decoded.timing
-        for (chunk, _), row in zip(batch, decoded.rows, strict=True):
+        rows, spent = _decode(batch, engine, decoding, finished or {})
+        timing += spent
+        for chunk, row in rows:
             found = _segments(row, chunk, engine)
             segments += found
             speech += [row] if found else []
             truncated += _broke_off(row, chunk) if found else 0
         duration = batch[-1][0].end / SAMPLE_RATE
-        if progress is not None:
-            progress(duration)
+        if after_batch is not None:
+            after_batch(Advance(duration, rows))
     language, probability = _language(speech, decoding)
     transcript = Transcript(language, probability, decoding.task, duration, tuple(segments), truncated)
     stages = Timing(features=timing.features, encode=timing.encode, generate=timing.generate)
@@ -59,6 +76,16 @@ def _batches(chunks: Iterable[tuple[Chunk, Samples]], size: int) -> Iterator[tup
     remaining = iter(chunks)
     while batch := tuple(itertools.islice(remaining, size)):
         yield batch
+
+
+def _decode(
+    batch: Sequence[tuple[Chunk, Samples]], engine: Engine, decoding: Decoding, finished: Mapping[Chunk, Row]
+) -> tuple[tuple[tuple[Chunk, Row], ...], Timing]:
+    """Return the rows of a batch, decoding only the chunks that are not finished."""
+    waiting = {chunk: window for chunk, window in batch if chunk not in finished}
+    decoded = engine.transcribe(list(waiting.values()), decoding) if waiting else Batch((), Timing())
+    rows = {**finished, **dict(zip(waiting, decoded.rows, strict=True))}
+    return tuple((chunk, rows[chunk]) for chunk, _ in batch), decoded.timing
 
 
 def _segments(row: Row, chunk: Chunk, engine: Engine) -> list[Segment]:

@@ -13,7 +13,7 @@ import click
 from run_transcription import audio, direct_transcribe, display, optimized_loader, options, recordings, storage, writers
 from run_transcription.display import Progress
 from run_transcription.errors import Rejected, TranscriptionError
-from run_transcription.records import Decoding, Failure, Job, ModelHandle, ModelSpec, Result, StoredFile
+from run_transcription.records import Advance, Decoding, Failure, Job, ModelHandle, ModelSpec, Result, StoredFile
 from run_transcription.timeline import Timeline
 
 STANDARD_OUTPUT = "-"
@@ -47,9 +47,9 @@ def transcribe_file(
     began = time.perf_counter()
     with audio.open_recording(path) as reader:
 
-        def report(seconds: float) -> None:
+        def report(advance: Advance) -> None:
             if progress is not None:
-                progress(seconds, reader.duration_hint)
+                progress(advance.seconds, reader.duration_hint)
 
         transcript, timing = direct_transcribe.transcribe(reader.blocks(), handle.engine, decoding, report)
         timing = replace(timing, decode=reader.seconds, wall=time.perf_counter() - began)

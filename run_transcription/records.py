@@ -69,6 +69,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Advance:
+    """What one batch added: how far the recording is done, in seconds, and the rows of its chunks."""
+
+    seconds: float
+    rows: tuple[tuple[Chunk, Row], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """Seconds spent by stage; `wall` is start to end, so overlapping stages may add up to more."""
 

@@ -92,11 +92,22 @@ def test_chunks_are_decoded_in_batches():
 
 def test_progress_is_told_after_each_batch():
     """Progress counts seconds of the recording that are done, and ends at its end."""
-    told = []
-    direct_transcribe.transcribe(blocks(recording(100, {})), Clicks(), Decoding(batch_size=2), told.append)
+    advances = []
+    direct_transcribe.transcribe(blocks(recording(100, {})), Clicks(), Decoding(batch_size=2), advances.append)
+    told = [advance.seconds for advance in advances]
     assert len(told) > 1
     assert told == sorted(told)
     assert told[-1] == 100
+
+
+def test_finished_chunks_are_not_decoded_again():
+    """With the rows of an earlier try the transcript is the same, and only the chunks that lack a row are decoded."""
+    samples, advances = recording(130, {second: 0.1 * (1 + second // 20) for second in range(5, 130, 20)}), []
+    whole, _ = direct_transcribe.transcribe(blocks(samples), Clicks(), Decoding(batch_size=2), advances.append)
+    engine, first = Clicks(), dict(advances[0].rows)
+    again, _ = direct_transcribe.transcribe(blocks(samples), engine, Decoding(batch_size=2), finished=first)
+    assert again == whole
+    assert sum(map(len, engine.batches)) == sum(len(advance.rows) for advance in advances[1:])
 
 
 def test_blocks_are_read_as_they_are_needed():
