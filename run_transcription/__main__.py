@@ -14,6 +14,7 @@ COMMANDS = (
     ("transcribe", "run_transcription.fast_transcribe:transcribe", "Transcribe files, folders or s3:// addresses."),
     ("worker", "run_transcription.worker:worker", "Transcribe what arrives in a queue or a folder."),
     ("submit", "run_transcription.submit:submit", "Upload recordings to the bucket that a worker serves."),
+    ("results", "run_transcription.find_results:find_results", "Show what workers have made of a recording."),
     ("demo", "run_transcription.demo.command:demo", "Run the main job on an embedded S3 and SQS."),
     ("preload", "run_transcription.gpu_memory_persist:main", "Make the state of a model, which loads faster."),
     ("load", "run_transcription.optimized_loader:main", "Try every way to load the model."),

@@ -6,7 +6,7 @@ import functools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from run_transcription.errors import Rejected, TranscriptionError
+from run_transcription.errors import Gone, Rejected, TranscriptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
 ABSENT = frozenset({"404", "NoSuchKey", "NoSuchVersion", "NoSuchBucket"})
+REPLACED = frozenset({"412", "PreconditionFailed"})
+IN_OUR_WORDS = {
+    "NoSuchBucket": "there is no such bucket",
+    "404": "there is no such object or bucket",
+    "403": "this account may not do that (a key that is not there is forbidden too without s3:ListBucket)",
+    "AccessDenied": "this account may not do that",
+    "AWS.SimpleQueueService.NonExistentQueue": "there is no such queue",
+    "QueueDoesNotExist": "there is no such queue",
+    "InvalidAddress": "there is no such queue",
+    "InvalidAccessKeyId": "the credentials are unknown",
+    "SignatureDoesNotMatch": "the credentials are wrong",
+    "ExpiredToken": "the credentials have expired",
+}
 
 
 def s3() -> S3Client:
@@ -29,6 +42,11 @@ def sqs(region: str | None = None) -> SQSClient:
     return client
 
 
+def client(service: str, region: str | None = None) -> Any:
+    """Return this process's client of another service; threads may share it."""
+    return _client(service, region)
+
+
 def forget_clients() -> None:
     """Make clients anew from here on: each keeps the endpoint and the credentials that it was made with."""
     _client.cache_clear()
@@ -38,7 +56,8 @@ def forget_clients() -> None:
 def plainly(deed: str, *, reading: bool = False) -> Iterator[None]:
     """Say in one line what AWS, the network or the file system refused.
 
-    Raises TranscriptionError; when reading a recording that is not there, Rejected("not_found").
+    Raises TranscriptionError; when reading a recording that is not there, Rejected("not_found"), and Gone where
+    another content than the one asked for lies in its place.
     """
     try:
         yield
@@ -50,7 +69,9 @@ def plainly(deed: str, *, reading: bool = False) -> Iterator[None]:
             raise Rejected("not_found", message) from error
         raise TranscriptionError(message) from error
     except _errors() as error:
-        message = f"cannot {deed}: {error}"
+        message = f"cannot {deed}: {_in_our_words(error)}"
+        if reading and _code(error) in REPLACED:
+            raise Gone(message) from error
         if reading and _code(error) in ABSENT:
             raise Rejected("not_found", message) from error
         raise TranscriptionError(message) from error
@@ -60,6 +81,13 @@ def status_of(error: Exception) -> int:
     """Return the HTTP status that a botocore ClientError carries, 0 for an error without one."""
     metadata = getattr(error, "response", {}).get("ResponseMetadata", {})
     return int(metadata.get("HTTPStatusCode", 0))
+
+
+def _in_our_words(error: Exception) -> str:
+    """Put what is wrong before AWS's own words, where we know it; botocore's complaints of arguments have several lines."""
+    ours = IN_OUR_WORDS.get(_code(error))
+    theirs = " ".join(str(error).split())
+    return f"{ours} ({theirs})" if ours else theirs
 
 
 def _code(error: Exception) -> str:

@@ -10,6 +10,7 @@ ReasonCode = Literal[
     "no_audio",
     "refused_playlist",
     "too_long",
+    "too_large",
     "unsupported_option",
     "refused_key",
 ]
@@ -18,6 +19,18 @@ REASON_CODES: tuple[ReasonCode, ...] = get_args(ReasonCode)
 
 class TranscriptionError(Exception):
     """Anything that this program says in one line instead of a traceback."""
+
+
+class Gone(TranscriptionError):
+    """A recording is not there any more, or another content has taken its place: there is nothing left to do."""
+
+
+class BrokenOff(TranscriptionError):
+    """A job was left between two batches, since the worker must end before the job could."""
+
+
+class OutOfOrder(TranscriptionError):
+    """This machine can't do the work now, whichever the recording: a full disk, a GPU that does not answer."""
 
 
 class Unavailable(TranscriptionError):

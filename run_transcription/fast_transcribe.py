@@ -4,19 +4,65 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from run_transcription import audio, direct_transcribe, display, optimized_loader, options, recordings, storage, writers
+from run_transcription import (
+    audio,
+    direct_transcribe,
+    display,
+    downloads,
+    optimized_loader,
+    options,
+    recordings,
+    storage,
+    writers,
+)
 from run_transcription.display import Progress
 from run_transcription.errors import Rejected, TranscriptionError
-from run_transcription.records import Advance, Decoding, Failure, Job, ModelHandle, ModelSpec, Result, StoredFile
+from run_transcription.records import (
+    Advance,
+    AudioFacts,
+    Chunk,
+    Decoding,
+    Failure,
+    Job,
+    ModelHandle,
+    ModelSpec,
+    Result,
+    Row,
+    StoredFile,
+)
 from run_transcription.timeline import Timeline
 
+if TYPE_CHECKING:
+    from run_transcription.direct_transcribe import AfterBatch
+    from run_transcription.records import Samples
+
 STANDARD_OUTPUT = "-"
+
+
+class Recording(Protocol):
+    """A recording being decoded, as audio.AudioReader is."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent decoding so far."""
+
+    @property
+    def duration_hint(self) -> float | None:
+        """The length in seconds that the container claims, where it can be true."""
+
+    @property
+    def facts(self) -> AudioFacts:
+        """What decoding found; complete after the last block."""
+
+    def blocks(self) -> Iterator[Samples]:
+        """Yield float32 [samples]."""
 
 
 def process(
@@ -29,35 +75,63 @@ def process(
     """
     began = time.perf_counter()
     try:
-        with storage.local_copy(job.recording, job.version_id) as path:
+        with downloads.local_copy(job.recording, job.version_id) as path:
             result = transcribe_file(path, job, handle, decoding, progress)
-            return _store(result, path, formats, began)
+            return store(result, path, formats, began)
     except Rejected as rejection:
-        error = Failure(rejection.code, str(rejection))
-        failed = Result("FAILED", job, decoding, handle.engine.facts, handle.load, error=error)
+        result = failure(rejection, job, handle, decoding)
         if job.failed is not None:
-            storage.store(job.failed, _written(failed, "json", Path(job.recording)))
-        return failed
+            store_failure(result)
+        return result
 
 
 def transcribe_file(
     path: Path, job: Job, handle: ModelHandle, decoding: Decoding, progress: Progress | None = None
 ) -> Result:
     """Transcribe a local file, and store nothing. Raises Rejected where it holds no sound."""
-    began = time.perf_counter()
     with audio.open_recording(path) as reader:
 
         def report(advance: Advance) -> None:
             if progress is not None:
                 progress(advance.seconds, reader.duration_hint)
 
-        transcript, timing = direct_transcribe.transcribe(reader.blocks(), handle.engine, decoding, report)
-        timing = replace(timing, decode=reader.seconds, wall=time.perf_counter() - began)
-        facts, load = handle.engine.facts, handle.load
-        return Result("COMPLETED", job, decoding, facts, load, transcript, reader.facts, timing)
+        return transcribe_recording(reader, Task(job, handle, decoding), report)
 
 
-def _store(result: Result, path: Path, formats: Sequence[str], began: float) -> Result:
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A job, what does it, and how."""
+
+    job: Job
+    handle: ModelHandle
+    decoding: Decoding
+
+
+def transcribe_recording(
+    reader: Recording, task: Task, after_batch: AfterBatch, finished: Mapping[Chunk, Row] | None = None
+) -> Result:
+    """Transcribe a recording as it is decoded; both functions are as in direct_transcribe. Raises Rejected."""
+    began = time.perf_counter()
+    engine, decoding = task.handle.engine, task.decoding
+    transcript, timing = direct_transcribe.transcribe(reader.blocks(), engine, decoding, after_batch, finished)
+    timing = replace(timing, decode=reader.seconds, wall=time.perf_counter() - began)
+    return Result("COMPLETED", task.job, decoding, engine.facts, task.handle.load, transcript, reader.facts, timing)
+
+
+def failure(rejection: Rejected, job: Job, handle: ModelHandle, decoding: Decoding) -> Result:
+    """Return the result of a recording that can never be transcribed."""
+    error = Failure(rejection.code, str(rejection))
+    return Result("FAILED", job, decoding, handle.engine.facts, handle.load, error=error)
+
+
+def store_failure(result: Result) -> None:
+    """Store the json of a failure, once for each identity."""
+    assert result.job.failed is not None  # noqa: S101 - whoever calls this has named a place
+    written = _written(result, "json", Path(result.job.recording))
+    storage.store(result.job.failed, written, if_absent=result.job.identity is not None)
+
+
+def store(result: Result, path: Path, formats: Sequence[str], began: float) -> Result:
     """Store the files of a result; the json comes last, since it names the others with their sha256."""
     uploading = time.perf_counter()
     for name in sorted(formats, key="json".__eq__):
@@ -175,7 +249,7 @@ def _print(
     job: Job, handle: ModelHandle, decoding: Decoding, formats: Sequence[str], progress: Progress | None = None
 ) -> Result:
     """Do as `process` does, with standard output in the place of a file."""
-    with storage.local_copy(job.recording) as path:
+    with downloads.local_copy(job.recording) as path:
         result = transcribe_file(path, job, handle, decoding, progress)
         sys.stdout.buffer.write(_written(result, formats[0], path))
         sys.stdout.buffer.flush()  # finished results are kept, whatever comes next

@@ -7,12 +7,14 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from run_transcription.errors import Rejected
 from run_transcription.records import Job
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from run_transcription.records import Decoding, ModelFacts, Upload
+    from run_transcription.records import Decoding, ModelFacts
+    from run_transcription.uploads import Upload
 
 UPLOADS = "uploads/"  # the prefix that triggers, unless told otherwise
 OWN_PREFIXES = ("results/", "failed/", "work/")  # what lies there was written by us
@@ -41,6 +43,20 @@ def failed_of(output: str, key: str) -> str:
     return f"{output.rstrip('/')}/failed/{_as_path(output, key)}/"
 
 
+def work_of(output: str, identity: str) -> str:
+    """Return the address of what a try that was broken off has left for the next one."""
+    return f"{output.rstrip('/')}/work/{identity}/rows.json"
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that is made to be something else than a name: raises Rejected("refused_key")."""
+    parts = key.split("/")
+    if "\0" in key or any(part in {".", ".."} for part in parts):
+        raise Rejected("refused_key", "the key leads out of its folder: upload it under another name")
+    if any(part.startswith("-") for part in parts):
+        raise Rejected("refused_key", "the key looks like an option, as it begins with -: upload it under another name")
+
+
 def job_for(upload: Upload, output: str, identity: str) -> Job:
     """Return the job of an upload whose results go below an output address."""
     return Job(
@@ -49,6 +65,8 @@ def job_for(upload: Upload, output: str, identity: str) -> Job:
         failed=f"{failed_of(output, upload.key)}{identity}.json",
         version_id=upload.version_id,
         identity=identity,
+        version=upload.version,
+        sequencer=upload.sequencer,
     )
 
 

@@ -56,7 +56,7 @@ def names(recordings: Sequence[str]) -> list[str]:
         chosen = [options[at] for options, at in zip(choices, level, strict=True)]
         meeting: defaultdict[str, list[int]] = defaultdict(list)
         for i, name in enumerate(chosen):
-            meeting[name.casefold()].append(i)
+            meeting[name.casefold().removesuffix(".aws")].append(i)  # b.aws.json is a file of b, and the json of b.aws
         shortest = [i for group in meeting.values() if len(group) > 1 for i in _lowest(group, level)]
         if not shortest:
             return chosen

@@ -246,21 +246,8 @@ class Job:
     failed: str | None = None  # address of the FAILED result; None: it is only returned
     version_id: str | None = None
     identity: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A recording that has arrived, before it is a job: where it lies, and which of its contents is meant."""
-
-    root: str  # s3://bucket, or a folder
-    key: str  # its name below root
-    version: str  # version id or eTag; size and modification time of a local file
-    version_id: str | None = None  # set in a bucket that keeps versions
-
-    @property
-    def address(self) -> str:
-        """The path or the s3:// address of the recording."""
-        return f"{self.root}/{self.key}"
+    version: str | None = None  # version id, or eTag in a bucket without versions
+    sequencer: str | None = None  # S3's: of two events of one key the later one has the greater
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from run_transcription import names, storage
+from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from run_transcription.records import Job
 
@@ -16,12 +19,56 @@ RESULT = re.compile(r"[0-9a-f]{16}/transcript\.json")  # a listing of results/a/
 FAILURE = re.compile(r"[0-9a-f]{16}\.json")
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A result or a failure: where its json is, and which content of the recording it is about."""
+
+    address: str
+    written: str  # when, in UTC
+    status: str
+    version: str | None
+    sequencer: str | None
+    error: str | None  # None: transcribed
+
+
 def documents(output: str, key: str) -> Iterator[str]:
     """Yield the addresses of the documents about a key: a result's is written last, so all of it is there."""
-    for folder, name in ((names.results_of(output, key), RESULT), (names.failed_of(output, key), FAILURE)):
-        yield from (found for found in storage.listing(folder) if name.fullmatch(found.removeprefix(folder)))
+    yield from (object_.address for object_ in _objects(output, key))
+
+
+def found(output: str, key: str) -> list[Found]:
+    """Return all that is known about a key, the oldest upload first; raises TranscriptionError."""
+    return sorted((read(each.address, each.written) for each in _objects(output, key)), key=_age)
+
+
+def read(address: str, written: str = "") -> Found:
+    """Return what a document says; raises TranscriptionError where it is none of ours."""
+    try:
+        document = json.loads(storage.read(address))
+        about, error = document["input"], document["error"]
+        said = f"{error['code']}: {error['message']}" if error else None
+        return Found(address, written, document["status"], about["version"], about["sequencer"], said)
+    except (ValueError, TypeError, KeyError) as error:
+        raise TranscriptionError(f"{address} is no result: {error!r}") from error
+
+
+def newest(found: Sequence[Found], version: str | None) -> list[Found]:
+    """Return those about the version that is there now; where the recording is gone, those about the last one."""
+    if version is None:
+        version = found[-1].version if found else None
+    return [one for one in found if one.version == version]
 
 
 def is_done(job: Job) -> bool:
     """Tell whether a job has its result or its failure already."""
     return storage.exists(f"{job.results}.json") or (job.failed is not None and storage.exists(job.failed))
+
+
+def _objects(output: str, key: str) -> Iterator[storage.Object]:
+    for folder, name in ((names.results_of(output, key), RESULT), (names.failed_of(output, key), FAILURE)):
+        yield from (each for each in storage.objects(folder) if name.fullmatch(each.address.removeprefix(folder)))
+
+
+def _age(one: Found) -> tuple[str, str]:
+    """Sequencers are compared as text, the shorter one filled up with zeros on its right; without one, time counts."""
+    return (one.sequencer or "").upper().ljust(64, "0"), one.written

@@ -56,6 +56,10 @@ def schema() -> Schema:
             {
                 "recording": {"type": "string", "description": "path or s3://bucket/key"},
                 "version_id": _nullable({"type": "string"}),
+                "version": _nullable(
+                    {"type": "string", "description": "version id, or eTag in a bucket without versions"}
+                ),
+                "sequencer": _nullable({"type": "string", "description": "S3's: the later of two has the greater"}),
                 "identity": _nullable({"type": "string"}),
                 "audio": _nullable(_record(AudioFacts)),
             }

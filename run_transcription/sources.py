@@ -1,4 +1,4 @@
-"""Where work comes from: a queue of S3 events, or a folder. Both hand out deliveries, one at a time."""
+"""Where work comes from: queues of S3 events and jobs, or a folder. Both hand out deliveries, one at a time."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import json
 import logging
 import os
 import re
-import threading
 import time
 from collections import Counter, deque
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote_plus
 
-from run_transcription import aws
+from run_transcription import aws, messages
 from run_transcription.errors import TranscriptionError
-from run_transcription.records import Upload
+from run_transcription.leases import Keeper, Lease
+from run_transcription.uploads import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
 POLL_SECONDS = 2  # long enough to ask all of SQS's servers, short enough for a SIGTERM, which ends no poll
-VISIBILITY_SECONDS = 300  # how long a message stays hidden once its worker has died
 SETTLE_SECONDS = 1.0  # a file that changed more recently may still be growing
 LOOK_SECONDS = 0.2  # between two looks into a folder
 FOLDER_ATTEMPTS = 3  # a queue has its dead-letter queue; a file is left alone after so many failures
@@ -39,64 +35,92 @@ class Delivery(Protocol):
     def uploads(self) -> tuple[Upload, ...]:
         """The recordings; none where a message only announces that events will come."""
 
-    def held(self) -> AbstractContextManager[None]:
-        """Keep everybody else from these recordings while the block runs."""
+    @property
+    def receives(self) -> int:
+        """How often they were handed out, this time included."""
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds from the event to its first receipt; None where this is not the first."""
 
     def finish(self) -> None:
         """Let these recordings never come again."""
 
-    def release(self) -> None:
-        """Let these recordings come again at once, here or elsewhere."""
+    def release(self, seconds: float = 0.0) -> None:
+        """Let these recordings come again after so many seconds, here or elsewhere."""
+
+    def bury(self, reason: str) -> None:
+        """Put aside, for a person to look at, what nobody can use."""
 
 
 class Source(Protocol):
     """Hands out deliveries."""
 
     def receive(self) -> Delivery | None:
-        """Return what comes within POLL_SECONDS, None when nothing does."""
-
-
-class UnknownMessage(TranscriptionError):
-    """A message that is no S3 event."""
+        """Return what comes within some POLL_SECONDS, None when nothing does."""
 
 
 class SqsSource:
-    """S3's events in an SQS queue; messages of another shape are left for the dead-letter queue."""
+    """Jobs in an SQS queue; messages that are none go to its dead-letter queue at once, with the reason."""
 
-    def __init__(self, queue_url: str, visibility_seconds: float = VISIBILITY_SECONDS) -> None:
-        """Make sure that the queue answers; raises TranscriptionError."""
+    def __init__(self, queue_url: str, keeper: Keeper | None = None, poll_seconds: int = POLL_SECONDS) -> None:
+        """Make sure that the queue answers; `keeper` renews what is received. Raises TranscriptionError."""
+        if not re.match(r"https?://[^/]+/.+", queue_url):
+            raise TranscriptionError(f"{queue_url!r} is no address of a queue: give the QueueUrl that SQS shows")
         self.queue_url = queue_url
-        self.visibility_seconds = visibility_seconds
+        self.keeper = keeper or Keeper()
+        self.poll_seconds = poll_seconds
         self.client = aws.sqs(_region_of(queue_url))
         with aws.plainly(f"use the queue {queue_url}"):
-            self.client.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn"])
+            facts = self.client.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn", "RedrivePolicy"])
+        policy = json.loads(facts["Attributes"].get("RedrivePolicy", "{}"))
+        self._dead_letters: str = policy.get("deadLetterTargetArn", "").rpartition(":")[2]
 
     def receive(self) -> Delivery | None:
-        """Return the next event, None when none comes within POLL_SECONDS; raises TranscriptionError."""
-        while (delivery := self._poll()) is not None:
+        """Return the next job, None when none comes within the time of a poll; raises TranscriptionError."""
+        while (message := self._poll()) is not None:
+            lease = Lease(self.client, self.queue_url, message["ReceiptHandle"], self.keeper.visibility_seconds)
             try:
-                return SqsDelivery(self, delivery["ReceiptHandle"], uploads_in(delivery["Body"]))
-            except UnknownMessage as error:
-                log.warning("message %s is left for the dead-letter queue: %s", delivery["MessageId"], error)
+                uploads = messages.uploads_in(message["Body"])
+            except messages.Poison as reason:
+                self.bury(message, lease, str(reason))
+                continue
+            self.keeper.hold(lease)
+            facts = message.get("Attributes", {})
+            receives = int(facts.get("ApproximateReceiveCount", 1))
+            sent, first = (int(facts.get(name, 0)) for name in ("SentTimestamp", "ApproximateFirstReceiveTimestamp"))
+            lag = max(0.0, (first - sent) / 1000) if receives == 1 and sent and first else None
+            log.info("holds message %s, received %d times", message["MessageId"], receives)
+            return SqsDelivery(self, lease, uploads, receives, lag, message)
         return None
 
-    def hide(self, receipt: str, seconds: float) -> None:
-        """Make a message visible again after so many seconds from now; a failure only costs time, so it is logged."""
+    def bury(self, message: Any, lease: Lease, reason: str) -> None:
+        """Move a message that nobody can use to the dead-letter queue; without one it stays, and is said."""
+        log.warning("message %s is of no use: %s", message["MessageId"], reason)
+        if not self._dead_letters:
+            return
+        said = {"reason": {"DataType": "String", "StringValue": "".join(filter(str.isprintable, reason))[:1000]}}
         try:
-            with aws.plainly("change a message's visibility"):
-                self.client.change_message_visibility(
-                    QueueUrl=self.queue_url, ReceiptHandle=receipt, VisibilityTimeout=round(seconds)
-                )
+            with aws.plainly("move a message to the dead-letter queue"):
+                url = self.client.get_queue_url(QueueName=self._dead_letters)["QueueUrl"]
+                self.client.send_message(QueueUrl=url, MessageBody=message["Body"], MessageAttributes=said)  # type: ignore[arg-type]
         except TranscriptionError as error:
             log.warning("%s", error)
+        else:
+            lease.delete()
 
     def _poll(self) -> Any:
         with aws.plainly(f"receive from {self.queue_url}"):
             answer = self.client.receive_message(
                 QueueUrl=self.queue_url,
                 MaxNumberOfMessages=1,
-                WaitTimeSeconds=POLL_SECONDS,
-                VisibilityTimeout=round(self.visibility_seconds),
+                WaitTimeSeconds=self.poll_seconds,
+                VisibilityTimeout=round(self.keeper.visibility_seconds),
+                MessageSystemAttributeNames=[
+                    "SentTimestamp",
+                    "ApproximateReceiveCount",
+                    "ApproximateFirstReceiveTimestamp",
+                ],
             )
         return next(iter(answer.get("Messages", ())), None)
 
@@ -106,34 +130,37 @@ class SqsDelivery:
     """One message."""
 
     source: SqsSource
-    receipt: str
+    lease: Lease
     uploads: tuple[Upload, ...]
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep the message hidden while the block runs: renewed at every third of the time that it has."""
-        ended = threading.Event()
-
-        def renew() -> None:
-            while not ended.wait(self.source.visibility_seconds / 3):
-                self.source.hide(self.receipt, self.source.visibility_seconds)
-
-        renewal = threading.Thread(target=renew, name="visibility", daemon=True)
-        renewal.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            renewal.join()  # or a late renewal would hide again what is about to be released
+    receives: int
+    lag: float | None
+    message: Any
 
     def finish(self) -> None:
-        """Delete the message; raises TranscriptionError."""
-        with aws.plainly("delete a finished message"):
-            self.source.client.delete_message(QueueUrl=self.source.queue_url, ReceiptHandle=self.receipt)
+        """Delete the message, if it is still ours."""
+        self.source.keeper.drop(self.lease)
+        self.lease.delete()
 
-    def release(self) -> None:
-        """Make the message visible at once."""
-        self.source.hide(self.receipt, 0)
+    def release(self, seconds: float = 0.0) -> None:
+        """Make the message visible again, if it is still ours."""
+        self.source.keeper.drop(self.lease)
+        self.lease.release(seconds)
+
+    def bury(self, reason: str) -> None:
+        """Move the message to the dead-letter queue."""
+        self.source.keeper.drop(self.lease)
+        self.source.bury(self.message, self.lease, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class InOrder:
+    """Several sources, each asked only where the ones before it have nothing: live work goes before a backfill."""
+
+    sources: tuple[Source, ...]
+
+    def receive(self) -> Delivery | None:
+        """Return the next delivery of the first source that has one."""
+        return next((found for source in self.sources if (found := source.receive()) is not None), None)
 
 
 class FolderSource:
@@ -163,7 +190,7 @@ class FolderSource:
                 time.sleep(LOOK_SECONDS)
         upload = self._waiting.popleft()
         self._attempts[upload] += 1
-        return FolderDelivery(self, (upload,))
+        return FolderDelivery(self, (upload,), self._attempts[upload])
 
     def again(self, upload: Upload) -> None:
         """Hand a recording out once more, unless that was tried often enough."""
@@ -191,44 +218,20 @@ class FolderDelivery:
 
     source: FolderSource
     uploads: tuple[Upload, ...]
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Do nothing: a folder has one worker."""
-        yield
+    receives: int
+    lag: float | None = None
 
     def finish(self) -> None:
         """Do nothing: the recording stays, and is not handed out again before it changes."""
 
-    def release(self) -> None:
+    def release(self, seconds: float = 0.0) -> None:  # noqa: ARG002 - a folder has one worker, which paces itself
         """Queue the recording once more."""
         for upload in self.uploads:
             self.source.again(upload)
 
-
-def uploads_in(body: str) -> tuple[Upload, ...]:
-    """Return the recordings that a message's body announces; none for S3's test event.
-
-    Raises UnknownMessage for anything but an S3 event.
-    """
-    try:
-        event = json.loads(body)
-        if event.get("Event") == "s3:TestEvent":
-            return ()
-        return tuple(_uploads_of(event["Records"]))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnknownMessage(f"it is no S3 event ({type(error).__name__}: {error})") from error
-
-
-def _uploads_of(records: list[Any]) -> Iterator[Upload]:
-    """S3 encodes keys as forms do; a folder made in the console is an empty object that ends in a slash."""
-    for record in records:
-        bucket, found = record["s3"]["bucket"]["name"], record["s3"]["object"]
-        key = unquote_plus(found["key"])
-        created = record["eventName"].removeprefix("s3:").startswith("ObjectCreated:")
-        if created and not (key.endswith("/") and not found.get("size", 0)):
-            version_id = found.get("versionId")
-            yield Upload(f"s3://{bucket}", key, version_id or found["eTag"], version_id)
+    def bury(self, reason: str) -> None:
+        """Leave the recording alone."""
+        log.error("%s is left alone: %s", self.uploads[0].address, reason)
 
 
 def _visible_below(folder: Path) -> Iterator[Path]:

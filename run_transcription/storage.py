@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import secrets
 import tempfile
 import time
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +47,14 @@ def split(address: str) -> tuple[str, str]:
     return bucket, key
 
 
+def split_object(address: str) -> tuple[str, str]:
+    """Return bucket and key of the S3 address of one object; raises TranscriptionError where it names no key."""
+    bucket, key = split(address)
+    if not key:
+        raise TranscriptionError(f"{address} names a bucket and nothing in it: write {SCHEME}{bucket}/key")
+    return bucket, key
+
+
 def home() -> Path:
     """Return the folder of models, GPU state and caches: TRANSCRIBE_HOME, the image's, or the user's cache folder."""
     if chosen := os.environ.get("TRANSCRIBE_HOME"):
@@ -55,24 +62,6 @@ def home() -> Path:
     if IMAGE_HOME.is_dir():
         return IMAGE_HOME
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transcribe"
-
-
-@contextmanager
-def local_copy(address: str, version_id: str | None = None) -> Iterator[Path]:
-    """Lend a recording as a local path: the path itself, or a private temporary file that is removed afterwards.
-
-    Raises Rejected("not_found") for an object that is not there, TranscriptionError when S3 can't be read now.
-    """
-    if not is_s3(address):
-        yield Path(address)
-        return
-    bucket, key = split(address)
-    version = {"VersionId": version_id} if version_id else {}
-    with tempfile.TemporaryDirectory(prefix="transcribe-") as folder:
-        path = Path(folder, "recording" + _plain_suffix(key))
-        with aws.plainly(f"read {address}", reading=True):
-            aws.s3().download_file(bucket, key, str(path), ExtraArgs=version)
-        yield path
 
 
 def store(address: str, data: bytes, *, if_absent: bool = False) -> StoredFile:
@@ -108,6 +97,15 @@ def exists(address: str) -> bool:
     return version(address) is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One content of an address: by its version id, or by its eTag in a bucket without versions; else what is there."""
+
+    address: str
+    version_id: str | None = None
+    etag: str | None = None
+
+
 def version(address: str) -> str | None:
     """Return what tells two contents of one address apart, or None where nothing is.
 
@@ -115,14 +113,20 @@ def version(address: str) -> str | None:
     """
     if not is_s3(address):
         return _file_version(address)
-    bucket, key = split(address)
+    found = look(address)
+    return None if found is None else found.version_id or found.etag
+
+
+def look(address: str) -> Stored | None:
+    """Return which content lies at an S3 address now, None where there is none."""
+    bucket, key = split_object(address)
     try:
         with aws.plainly(f"look for {address}", reading=True):
             head = aws.s3().head_object(Bucket=bucket, Key=key)
     except Rejected:
         return None
     version_id = head.get("VersionId", "null")
-    return head["ETag"].strip('"') if version_id == "null" else version_id
+    return Stored(address, None if version_id == "null" else version_id, head["ETag"].strip('"'))
 
 
 def read(address: str) -> bytes:
@@ -138,14 +142,38 @@ def upload(path: Path, address: str, progress: Callable[[int], None] | None = No
         aws.s3().upload_file(str(path), bucket, key, Callback=progress)
 
 
+def remove(address: str) -> None:
+    """Remove a file or an object; one that is not there is no error."""
+    with aws.plainly(f"remove {address}"):
+        if is_s3(address):
+            bucket, key = split_object(address)
+            aws.s3().delete_object(Bucket=bucket, Key=key)
+        else:
+            Path(address).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """An object of a listing, and when it was written, in UTC."""
+
+    address: str
+    written: str
+
+
 def listing(address: str) -> Iterator[str]:
     """Yield the addresses of all objects whose key begins with the one given; folder markers are left out."""
+    yield from (found.address for found in objects(address))
+
+
+def objects(address: str) -> Iterator[Object]:
+    """Yield all objects whose key begins with the one given, but folder markers."""
     bucket, prefix = split(address)
     with aws.plainly(f"list {address}"):
         for page in aws.s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for found in page.get("Contents", ()):
                 if not found["Key"].endswith("/"):
-                    yield f"{SCHEME}{bucket}/{found['Key']}"
+                    written = found["LastModified"].strftime("%Y-%m-%dT%H:%M:%SZ")
+                    yield Object(f"{SCHEME}{bucket}/{found['Key']}", written)
 
 
 def _content(address: str) -> bytes:
@@ -212,9 +240,3 @@ def _file_version(address: str) -> str | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
     return f"{facts.st_size}-{facts.st_mtime_ns}"
-
-
-def _plain_suffix(key: str) -> str:
-    """Keep what helps to guess a container, and nothing that a key could smuggle into a path."""
-    found = re.search(r"\.[A-Za-z0-9]{1,8}\Z", key)
-    return found.group() if found else ""

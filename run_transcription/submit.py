@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -32,11 +31,10 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """An uploaded recording: which one it is, and the results that older uploads of its key had before."""
+    """An uploaded recording, and which one it is: the same content in a bucket without versions is the same job."""
 
     key: str
     version: str | None  # version id, or eTag in a bucket without versions
-    older: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ def submit(audio: tuple[Path, ...], bucket: str, prefix: str, output: str | None
     root = f"{storage.SCHEME}{bucket}"
     output = output or root
     parcels = pack(audio, prefix)
-    sent = [_send_and_print(parcel, root, output) for parcel in parcels]
+    sent = [_send_and_print(parcel, root) for parcel in parcels]
     if wait:
         failed = [outcome for outcome in wait_for(sent, output) if not _said_well(outcome)]
         if failed:
@@ -90,14 +88,11 @@ def pack(audio: Iterable[Path], prefix: str) -> list[Parcel]:
     return list(parcels.values())
 
 
-def send(parcel: Parcel, root: str, output: str, progress: Callable[[int], None]) -> Sent:
+def send(parcel: Parcel, root: str, progress: Callable[[int], None]) -> Sent:
     """Upload one recording; `progress` gets the bytes of each step."""
     address = f"{root}/{parcel.key}"
-    before, older = storage.version(address), frozenset(results.documents(output, parcel.key))
     storage.upload(parcel.path, address, progress)
-    after = storage.version(address)
-    # the same content in a bucket without versions is the same job: it gets no second result
-    return Sent(parcel.key, after, frozenset() if before == after else older)
+    return Sent(parcel.key, storage.version(address))
 
 
 def wait_for(sent: Iterable[Sent], output: str) -> Iterator[Outcome]:
@@ -117,15 +112,11 @@ def wait_for(sent: Iterable[Sent], output: str) -> Iterator[Outcome]:
 
 
 def _outcome_of(sent: Sent, output: str) -> Outcome | None:
-    """Return what became of a recording, None until that is known; older uploads' results may still be arriving."""
+    """Return what became of a recording, None until that is known: older uploads have results too."""
     for address in results.documents(output, sent.key):
-        if address in sent.older:
-            continue
-        document = json.loads(storage.read(address))
-        if document["input"]["version_id"] not in {None, sent.version}:  # None: the bucket keeps no versions
-            continue
-        error = document["error"]
-        return Outcome(sent.key, address, f"{error['code']}: {error['message']}" if error else None)
+        found = results.read(address)
+        if found.version == sent.version:
+            return Outcome(sent.key, address, found.error)
     return None
 
 
@@ -147,9 +138,9 @@ def _named(audio: Iterable[Path]) -> Iterator[tuple[Path, str]]:
             raise TranscriptionError(f"there is no file {path}")
 
 
-def _send_and_print(parcel: Parcel, root: str, output: str) -> Sent:
+def _send_and_print(parcel: Parcel, root: str) -> Sent:
     with _progress(parcel) as advance:
-        sent = send(parcel, root, output, advance)
+        sent = send(parcel, root, advance)
     click.echo(parcel.key)
     return sent
 

@@ -1,264 +1,236 @@
-"""The worker: takes deliveries from a queue or a folder, one at a time, until it is told to stop."""
+"""The worker: takes recordings from queues or a folder, one at a time, until it is told to stop or has nothing to do.
+
+Its threads, and how they hand on recordings, stand in pipeline.py; here are the command and the main thread, which
+alone runs the model.
+"""
 
 from __future__ import annotations
 
 import logging
-import signal
+import shutil
+import threading
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import fast_transcribe, names, optimized_loader, options, recordings, results, sources, storage
-from run_transcription.errors import TranscriptionError
+from run_transcription import (
+    ec2,
+    fast_transcribe,
+    gpu_memory_persist,
+    interruption,
+    names,
+    optimized_loader,
+    options,
+    recordings,
+    scratch,
+    self_test,
+    sources,
+    storage,
+)
+from run_transcription.errors import BrokenOff, OutOfOrder, Rejected, TranscriptionError
+from run_transcription.failures import Kind
+from run_transcription.intake import Intake
+from run_transcription.journal import Journal
+from run_transcription.leases import Heart, Keeper
+from run_transcription.pipeline import Desk, Errand, Outlet, Shift, conclude
+from run_transcription.worker_options import Settings, worker_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
-    from run_transcription.records import Decoding, ModelHandle, ModelSpec, Result, Upload
+    from run_transcription.engines.golden import Golden
+    from run_transcription.records import Advance, Decoding, ModelSpec
 
-LONGEST_PAUSE = 30.0  # seconds between two turns while every turn fails
 MOST_FAILURES = 10  # in a row; then `--once` gives up
+WAIT_SECONDS = 0.25  # for the next recording, until the main thread looks about
 
 log = logging.getLogger(__name__)
 
 
-class Fate(Enum):
-    """How one turn of the worker ended."""
-
-    EMPTY = "nothing came"
-    DONE = "finished"
-    FAILED = "failed, and given back"
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of the worker: how it ended, and which recordings it was about."""
-
-    fate: Fate
-    addresses: tuple[str, ...] = ()
-
-
-class OutOfTime(BaseException):
-    """Raised in the middle of a job when a stop can't wait for its end; not to be caught as an Exception."""
-
-
-@dataclass(slots=True)
-class Stop:
-    """Whether the worker was asked to stop. Signal handlers set it, so there is no lock in it."""
-
-    requested: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """All that a job needs beside the recording."""
-
-    handle: ModelHandle
-    decoding: Decoding
-    formats: tuple[str, ...]
-    output: str | None  # None: the recording's own bucket
-
-
 @options.command("worker")
-@click.option("--queue-url", metavar="URL", help="SQS queue that gets the bucket's events.")
-@click.option("--source", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder to watch instead.")
-@click.option(
-    "-o",
-    "--output-dir",
-    "output",
-    metavar="DIR|s3://BUCKET/PREFIX",
-    show_default="the recording's bucket, or the folder beside FOLDER",
-    help="Where results/ and failed/ go.",
-)
-@click.option(
-    "--trigger-prefix",
-    default=names.UPLOADS,
-    metavar="PREFIX",
-    help="Keys that cause events: results must not go there, or each would cause the next.",
-)
-@click.option("--once", is_flag=True, help="End when nothing is left.")
-@click.option(
-    "--stop-seconds",
-    type=click.FloatRange(min=0),
-    default=20.0,
-    help="Time that SIGTERM leaves the job in hand; then it is given back.",
-)
+@worker_options
 @options.format_option(always=("json",))
 @options.model_options
 @options.decoding_options
-def worker(  # noqa: PLR0913 - one parameter for each option
-    *,
-    queue_url: str | None,
-    folder: Path | None,
-    output: str | None,
-    trigger_prefix: str,
-    once: bool,
-    stop_seconds: float,
-    formats: tuple[str, ...],
-    spec: ModelSpec,
-    decoding: Decoding,
-) -> None:
+def worker(*, settings: Settings, formats: tuple[str, ...], spec: ModelSpec, decoding: Decoding) -> None:
     """Transcribe what arrives in a queue or a folder.
 
     A recording KEY gives results/KEY/IDENTITY/transcript.json and its other formats, the json last; one that can't be
-    transcribed gives failed/KEY/IDENTITY.json. SIGTERM finishes the job in hand, or gives it back.
+    transcribed gives failed/KEY/IDENTITY.json. SIGTERM and notices to the instance finish the job in hand, or give it
+    back with what is done of it. Standard output gets a JSON line for each job.
 
     \b
     Examples:
       run-transcription worker --queue-url https://sqs.eu-west-1.amazonaws.com/123456789012/transcribe
       run-transcription worker --source inbox/ --once
     """
-    refuse_loop(output, trigger_prefix, folder)
-    source = source_for(queue_url, folder)
-    if output is None and folder is not None:
-        output = str(folder.resolve().parent)
-    if output is not None:
-        storage.require_writable(output)
-    with stoppable(stop_seconds) as stop:
-        handle = optimized_loader.load(spec)
+    refuse_loop(settings.output, settings.trigger_prefix, settings.folder, settings.buckets)
+    heart = Heart(settings.stall_seconds)
+    keeper = Keeper(settings.visibility_timeout, heart)
+    source, output = source_for(settings, keeper), output_of(settings)
+    with ExitStack() as stack:
+        stop = stack.enter_context(interruption.stoppable(settings.stop_seconds))
+        folder = stack.enter_context(scratch.private_folder())
+        if (instance := ec2.instance()) is not None:
+            stack.enter_context(interruption.notices(instance, stop))
+        with interruption.guard(stop, heart, partial(service.leave, folder)):
+            handle = optimized_loader.load(spec)
         decoding = handle.engine.check(decoding)  # a wrong option is no recording's fault
-        log.info("ready: %s on %s", handle.engine.facts.id, handle.engine.facts.device)
-        desk = Desk(handle, decoding, formats, output)
-        given_back = work(source, partial(transcribe, desk), stop, once=once)
-        if once and given_back:
-            raise TranscriptionError(
-                f"given back, as the log says, and not transcribed: {', '.join(sorted(given_back))}"
-            )
+        desk = Desk(handle, decoding, formats, output, frozenset(settings.buckets))
+        journal = Journal(settings.price_per_hour, settings.notify_topic)
+        shift = Shift(desk, folder, stop, heart, journal, save_seconds=settings.save_seconds)
+        if instance is not None and settings.image_parameter is not None:
+            stack.enter_context(interruption.images(instance, settings.image_parameter, stop))
+        stack.enter_context(keeper)
+        stack.enter_context(interruption.guard(stop, heart, partial(service.abandon, shift, keeper)))
+        run(shift, source, Terms(settings.once, settings.idle_seconds, instance, golden_of(spec)))
 
 
-def source_for(queue_url: str | None, folder: Path | None) -> sources.Source:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """When a worker ends by itself, with what, and what it must hear to begin."""
+
+    once: bool = False  # with the last recording
+    idle_seconds: float = 0.0  # after so long without one; 0: never
+    instance: ec2.Instance | None = None  # that ends with it
+    golden: Golden | None = None  # None: the first self-test tells
+
+
+def source_for(settings: Settings, keeper: Keeper) -> sources.Source:
     """Return the source that was asked for."""
-    if queue_url is not None and folder is None:
-        return sources.SqsSource(queue_url)
-    if folder is not None and queue_url is None:
-        return sources.FolderSource(folder, recordings.could_be_audio)
+    if settings.queue_url is not None and settings.folder is None:
+        if settings.backfill_url is None:
+            return sources.SqsSource(settings.queue_url, keeper)
+        urls = (settings.queue_url, settings.backfill_url)
+        return sources.InOrder(tuple(sources.SqsSource(url, keeper, poll_seconds=1) for url in urls))
+    if settings.folder is not None and settings.queue_url is None:
+        return sources.FolderSource(settings.folder, recordings.could_be_audio)
     raise click.UsageError("Give either --queue-url or --source (or set one of their variables, not both).")
 
 
-def refuse_loop(output: str | None, trigger: str, folder: Path | None = None) -> None:
+def output_of(settings: Settings) -> str | None:
+    """Return where results go, once it is known that they can; None: into each recording's bucket."""
+    output = settings.output
+    if output is None and settings.folder is not None:
+        output = str(settings.folder.resolve().parent)
+    if output is not None:
+        storage.require_writable(output)
+    return output
+
+
+def refuse_loop(output: str | None, trigger: str, folder: Path | None = None, buckets: Sequence[str] = ()) -> None:
     """Refuse to write results where they would arrive as new recordings; raises TranscriptionError."""
     if output is not None and storage.is_s3(output) != (folder is None):
         return  # from a bucket into a folder, or the other way: they can't meet
     if folder is not None:
         written, trigger = str(Path(output or folder.resolve().parent).resolve()), f"{folder.resolve()}/"
-    elif output is None or trigger:
-        written = storage.split(output)[1] if output else ""
+    elif output is None:
+        written = ""
     else:
-        return  # all keys trigger, in a bucket not known yet: each recording is looked at when it comes
+        bucket, written = storage.split(output)
+        if buckets and bucket not in buckets:
+            return  # another bucket than those of the recordings
+        if not trigger and not buckets:
+            return  # all keys trigger, in a bucket not known yet: each recording is looked at when it comes
     if any(storage.join(written, own).lstrip("/").startswith(trigger.lstrip("/")) for own in names.OWN_PREFIXES):
         place = output or "the default output"
         raise TranscriptionError(f"results in {place} would be taken for recordings: choose an -o outside {trigger!r}")
 
 
-def work(source: sources.Source, process: Callable[[Upload], object], stop: Stop, *, once: bool) -> set[str]:
-    """Work until told to stop, or with `once` until nothing is left; return what was given back and not done since.
+def golden_of(spec: ModelSpec) -> Golden | None:
+    """Return what the model heard in the golden clip when its state was made, None where there is no state."""
+    try:
+        return gpu_memory_persist.read_golden(optimized_loader.state_folder(spec))
+    except TranscriptionError:
+        return None
 
-    Raises TranscriptionError where with `once` nothing but failures comes.
+
+def run(shift: Shift, source: sources.Source, terms: Terms) -> None:
+    """Test this machine, work, and end the instance where that is due.
+
+    Raises TranscriptionError where with `once` something was given back and not done since, and OutOfOrder where this
+    machine can't do the work: its instance is out of service then.
     """
-    given_back: set[str] = set()
-    failures = 0
-    while not stop.requested:
-        turn = work_once(source, process, stop)
-        if turn.fate is Fate.EMPTY:
-            if once:
-                break
-            continue
-        failures = failures + 1 if turn.fate is Fate.FAILED else 0
-        given_back = given_back.union(turn.addresses) if failures else given_back.difference(turn.addresses)
-        if once and failures == MOST_FAILURES:
-            raise TranscriptionError(f"{failures} failures in a row, as the log says: mend that and start again")
-        _pause(failures, stop)
-    return given_back
-
-
-def work_once(source: sources.Source, process: Callable[[Upload], object], stop: Stop) -> Turn:
-    """Take one delivery and process its recordings; whatever goes wrong, it is finished or given back."""
     try:
-        delivery = source.receive()
-    except TranscriptionError as error:
-        log.error("%s", error)  # noqa: TRY400 - one line says it all
-        return Turn(Fate.FAILED)
-    if delivery is None:
-        return Turn(Fate.EMPTY)
-    if stop.requested:  # it came while the stop was asked for
-        delivery.release()
-        return Turn(Fate.EMPTY)
-    addresses = tuple(upload.address for upload in delivery.uploads)
-    try:
-        with delivery.held():
-            for upload in delivery.uploads:
-                process(upload)
-        delivery.finish()
-    except Exception:
-        log.exception("given back: %s", options.one_line(", ".join(addresses)))
-        delivery.release()
-        return Turn(Fate.FAILED, addresses)
-    except BaseException:
-        delivery.release()
-        log.info("broken off and given back: %s", options.one_line(", ".join(addresses)))
+        terms = replace(terms, golden=service.examine(shift, terms.golden))
+        interruption.tell_systemd("READY=1")
+        facts = shift.desk.handle.engine.facts
+        log.info("ready: %s on %s", facts.id, facts.device)
+        work(shift, source, terms)
+    except OutOfOrder:
+        _out_of_service(terms.instance)
         raise
-    return Turn(Fate.DONE, addresses)
-
-
-def transcribe(desk: Desk, upload: Upload) -> Result | None:
-    """Transcribe one recording, unless it is a result of ours or has its result already."""
-    output = desk.output or upload.root
-    if upload.address.startswith(tuple(storage.join(output, own) for own in names.OWN_PREFIXES)):
-        log.warning("%s is passed over: a worker wrote it", options.one_line(upload.address))
-        return None
-    identity = names.identity(upload, desk.handle.engine.facts, desk.decoding, desk.formats)
-    job = names.job_for(upload, output, identity)
-    if results.is_done(job):
-        log.info("%s was done before", options.one_line(upload.address))
-        return None
-    result = fast_transcribe.process(job, desk.handle, desk.decoding, desk.formats)
-    log.info("%s", options.one_line(_summary(result)))
-    return result
-
-
-def _summary(result: Result) -> str:
-    """Say in one line what became of a job, without a word of the recording."""
-    if result.error is not None:
-        return f"{result.job.recording} failed: {result.error.code}: {result.error.message}"
-    duration = result.transcript.duration if result.transcript else 0.0
-    wall = result.timing.wall
-    return f"{result.job.recording} done: {duration:.1f} s in {wall:.1f} s, RTFx {duration / max(wall, 1e-9):.1f}"
-
-
-@contextmanager
-def stoppable(seconds: float) -> Iterator[Stop]:
-    """Let SIGTERM set the stop; what runs on after so many seconds, or after a second SIGTERM, is broken off."""
-    stop = Stop()
-
-    def on_term(_signal: int, _frame: object) -> None:
-        if stop.requested:
-            raise OutOfTime
-        stop.requested = True
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
-
-    def on_alarm(_signal: int, _frame: object) -> None:
-        raise OutOfTime
-
-    before = signal.signal(signal.SIGTERM, on_term), signal.signal(signal.SIGALRM, on_alarm)
-    try:
-        yield stop
-    except OutOfTime:
-        log.info("stopped, as the time for it was over")
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGALRM, before[1])
+        interruption.tell_systemd("STOPPING=1")
+    if shift.stop.reason:
+        log.info("the worker ends: %s", shift.stop.reason)
+    if shift.stop.outdated and terms.instance is not None:
+        terms.instance.end(smaller=False)
+    if terms.once and shift.given_back:
+        raise TranscriptionError(
+            f"given back, as the log says, and not transcribed: {', '.join(sorted(shift.given_back))}"
+        )
 
 
-def _pause(failures: int, stop: Stop) -> None:
-    """Wait a little longer after each failure in a row, so that a broken worker leaves the queue to the others."""
-    seconds = min(2.0 ** min(failures - 1, 10), LONGEST_PAUSE) if failures else 0.0  # 2.0 ** 1024 is too large
-    until = time.monotonic() + seconds
-    while not stop.requested and time.monotonic() < until:
-        time.sleep(0.1)
+def _out_of_service(instance: ec2.Instance | None) -> None:
+    try:
+        if instance is not None:
+            instance.out_of_service()
+    except TranscriptionError as error:  # what broke is the more important message
+        log.warning("%s", error)
+
+
+def work(shift: Shift, source: sources.Source, terms: Terms) -> None:
+    """Work until told to stop, or until nothing is left; what was not begun by then is given back."""
+    outlet = Outlet(shift)
+    failures = 0
+    try:
+        with Intake(shift, source) as intake:
+            while not shift.stop.requested:
+                shift.heart.beat()
+                errand = intake.next(WAIT_SECONDS)
+                if errand is None:
+                    if _rests(shift, intake, terms):
+                        break
+                    continue
+                failures = 0 if service.serve(shift, outlet, errand) else failures + 1
+                if shift.breaker.doubtful:
+                    service.examine(shift, terms.golden)
+                if terms.once and failures == MOST_FAILURES:
+                    raise TranscriptionError(f"{failures} failures in a row, as the log says: mend that and start again")
+                service.pause(failures, shift)
+    finally:
+        outlet.close()
+
+
+def _rests(shift: Shift, intake: Intake, terms: Terms) -> bool:
+    """Tell whether a worker with nothing in hand ends now."""
+    if intake.error is not None:
+        raise intake.error
+    if terms.once and intake.failures >= MOST_FAILURES:
+        raise TranscriptionError(f"{intake.failures} failures in a row, as the log says: mend that and start again")
+    if shift.open:
+        return False
+    if terms.once:
+        return intake.empty_since > shift.settled
+    if not terms.idle_seconds or time.monotonic() - shift.settled < terms.idle_seconds:
+        return False
+    return _may_leave(shift, terms)
+
+
+def _may_leave(shift: Shift, terms: Terms) -> bool:
+    """End the instance of an idle worker; at its group's minimum it stays, and is idle anew."""
+    try:
+        leaves = terms.instance is None or terms.instance.end(smaller=True)
+    except TranscriptionError as error:  # another one was faster, and the group is at its minimum by now
+        log.warning("%s", error)
+        leaves = False
+    shift.settled = time.monotonic()
+    if leaves:
+        log.info("the worker ends: nothing came for %.0f s", terms.idle_seconds)
+    return leaves

@@ -39,6 +39,8 @@ def result_document(result: Result) -> dict[str, Any]:
         "input": {
             "recording": job.recording,
             "version_id": job.version_id,
+            "version": job.version,
+            "sequencer": job.sequencer,
             "identity": job.identity,
             "audio": asdict(result.audio) if result.audio else None,
         },

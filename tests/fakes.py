@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 
 from run_transcription import aws, schema
 from run_transcription.errors import TranscriptionError
-from run_transcription.records import Upload
+from run_transcription.uploads import Upload
 
 
 def tone(path: Path, seconds: float) -> Path:

@@ -52,9 +52,9 @@ def test_two_workers_with_one_job_leave_one_result(handle, recording, tmp_path, 
     first = fast_transcribe.transcribe_file(recording, job, handle, Decoding())
     segment = replace(first.transcript.segments[0], text=" something else")
     second = replace(first, transcript=replace(first.transcript, segments=(segment,)))
-    fast_transcribe._store(first, recording, ("txt",), 0.0)  # and here the first worker dies, or is slow
-    fast_transcribe._store(second, recording, ("json", "txt", "srt"), 0.0)
-    fast_transcribe._store(first, recording, ("json", "txt", "srt"), 0.0)
+    fast_transcribe.store(first, recording, ("txt",), 0.0)  # and here the first worker dies, or is slow
+    fast_transcribe.store(second, recording, ("json", "txt", "srt"), 0.0)
+    fast_transcribe.store(first, recording, ("json", "txt", "srt"), 0.0)
     said = document(storage.read(f"{job.results}.json"))
     assert set(said["files"]) == {"srt", "txt"}
     assert_files_are_as_said(said)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from run_transcription import names
-from run_transcription.records import Decoding, ModelFacts, Upload
+from run_transcription.records import Decoding, ModelFacts
+from run_transcription.uploads import Upload
 
 UPLOAD = Upload("s3://bucket", "uploads/a b.wav", "v1", "v1")
 MODEL = ModelFacts("model", "revision", "cpu", "float32", "sdpa")

@@ -52,7 +52,7 @@ def emulated(folder: Path) -> Iterator[None]:
     raise TranscriptionError(f"MiniStack does not start: {last_line(log)}")
 
 
-def make_stack(name: str, visibility_seconds: int = 300) -> Stack:
+def make_stack(name: str, visibility_seconds: int = 300, *, versioned: bool = True) -> Stack:
     """Make bucket, queue, dead-letter queue and notification, as a deployment has them."""
     s3, sqs = aws.s3(), aws.sqs()
 
@@ -63,7 +63,8 @@ def make_stack(name: str, visibility_seconds: int = 300) -> Stack:
 
     with aws.plainly(f"make bucket and queue {name}"):
         s3.create_bucket(Bucket=name)
-        s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+        if versioned:
+            s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
         dead_letter_url, dead_letter = make_queue(f"{name}-dead", {})
         redrive = json.dumps({"deadLetterTargetArn": dead_letter, "maxReceiveCount": RECEIVES})
         queue_url, queue = make_queue(name, {"VisibilityTimeout": str(visibility_seconds), "RedrivePolicy": redrive})
@@ -97,7 +98,7 @@ def _settings(folder: Path, port: int) -> dict[str, str]:
     return clean_environment() | {
         "BIND_HOST": HOST,  # it would listen on all interfaces
         "GATEWAY_PORT": str(port),
-        "SERVICES": "s3,sqs",
+        "SERVICES": "s3,sqs,sns",
         "LOG_LEVEL": "WARNING",
         "PERSIST_STATE": "0",
         "S3_PERSIST": "0",

@@ -1,0 +1,32 @@
+"""The command that shows what workers have made of a recording."""
+
+from __future__ import annotations
+
+import click
+
+from run_transcription import options, results, storage
+from run_transcription.errors import TranscriptionError
+
+
+@options.command("results")
+@click.argument("key")
+@click.option("--bucket", required=True, help="Bucket that the recording lies in.")
+@click.option("-o", "--output-dir", "output", metavar="s3://BUCKET/PREFIX", help="The worker's -o, if it has one.")
+@click.option("--all", "every", is_flag=True, help="Show every result and failure, the newest last.")
+def find_results(key: str, bucket: str, output: str | None, *, every: bool) -> None:
+    """Show the result of the newest version of the recording KEY.
+
+    Prints a line for each: status, version, when it was written, and the address of its json. The exit status is 1
+    where the newest version has no result yet.
+
+    \b
+    Example:
+      run-transcription results uploads/talk.mp3 --bucket my-bucket
+    """
+    root = f"{storage.SCHEME}{bucket}"
+    found = results.found(output or root, key)
+    newest = results.newest(found, storage.version(f"{root}/{key}"))
+    for one in found if every else newest:
+        click.echo(options.one_line(f"{one.status} {one.version} {one.written} {one.address}"))
+    if not newest and not (every and found):
+        raise TranscriptionError(f"{root}/{key} has no result yet, or is gone (--all shows those of older versions)")

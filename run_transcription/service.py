@@ -1,0 +1,135 @@
+"""What a worker does with one recording and the model, how it shows that it can, and how it ends in a hurry."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from run_transcription import fast_transcribe, options, self_test
+from run_transcription.errors import BrokenOff, OutOfOrder, Rejected
+from run_transcription.errands import Errand, Shift
+from run_transcription.failures import Kind
+from run_transcription.pipeline import Outlet, conclude
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from run_transcription.engines.golden import Golden
+    from run_transcription.leases import Keeper
+    from run_transcription.records import Advance
+
+LONGEST_PAUSE = 30.0  # seconds between two recordings while every one fails
+STORING_SECONDS = 2.0  # kept for the upload of a result before a deadline
+SAVING_SECONDS = 5.0  # that an abandoned job's progress may take to be stored, and as long its messages
+
+log = logging.getLogger(__name__)
+
+
+def serve(shift: Shift, outlet: Outlet, errand: Errand) -> bool:
+    """Transcribe one recording; whatever goes wrong, it ends as its failure asks for. Return whether it went well."""
+    shift.current, began = errand, time.perf_counter()
+    try:
+        try:
+            errand.reader.wait()
+            task = fast_transcribe.Task(errand.known_job, shift.desk.handle, errand.decoding)
+            keep = Keeping(shift, errand).after_batch
+            result = fast_transcribe.transcribe_recording(errand.reader, task, keep, errand.progress.finished)
+        except Rejected as rejection:
+            result = fast_transcribe.failure(rejection, errand.known_job, shift.desk.handle, errand.decoding)
+        errand.busy = time.perf_counter() - began
+        outlet.put(errand, result, began)
+    except Exception as error:  # noqa: BLE001 - conclude tells it, with its traceback
+        errand.busy = time.perf_counter() - began
+        errand.progress.save()
+        return conclude(errand, error) is Kind.OVER
+    except BaseException:
+        errand.progress.save()
+        conclude(errand, BrokenOff("the worker was interrupted"))
+        raise
+    finally:
+        shift.current = None
+    return True
+
+
+class Keeping:
+    """What is done between two batches of a job: note and save progress, and break off where the time is too short."""
+
+    def __init__(self, shift: Shift, errand: Errand) -> None:
+        self.shift, self.errand = shift, errand
+        self._saved = self._last = time.monotonic()
+        self._done = 0.0  # seconds of the recording
+
+    def after_batch(self, advance: Advance) -> None:
+        """Take in a batch; raises BrokenOff where the job can't end in time."""
+        self.shift.heart.beat()
+        progress, now = self.errand.progress, time.monotonic()
+        progress.add(advance)
+        left = self._seconds_left(advance.seconds, now - self._last)
+        self._last, self._done = now, advance.seconds
+        if not self.shift.stop.leaves_time_for(left):
+            raise BrokenOff(f"the worker ends: {self.shift.stop.reason}")
+        if now - self._saved >= self.shift.save_seconds:
+            self._saved = now
+            progress.save()
+
+    def _seconds_left(self, done: float, seconds: float) -> float | None:
+        """Reckon from the last batch how long the rest and its storing take; None where the length is unknown."""
+        length = self.errand.reader.duration_hint
+        if length is None or done <= self._done:
+            return None
+        return max(length - done, 0.0) * seconds / (done - self._done) + STORING_SECONDS
+
+
+def examine(shift: Shift, golden: Golden | None) -> Golden:
+    """Let the machine show that it works, and return what it heard; raises OutOfOrder where it does not at last."""
+    while True:
+        try:
+            heard = self_test.run(shift.desk.handle, shift.folder, golden)
+        except OutOfOrder as error:
+            log.error("%s", error)  # noqa: TRY400 - one line says it all
+            shift.breaker.failed()
+            shift.journal.count(self_test_failures=1)
+            if shift.breaker.open:
+                raise OutOfOrder(f"this machine can't transcribe, so all is given back: {error}") from error
+            pause(shift.breaker.failures, shift)
+        else:
+            shift.breaker.doubtful = False
+            return heard
+        finally:
+            shift.heart.beat()
+
+
+def abandon(shift: Shift, keeper: Keeper, why: str, status: int) -> None:
+    """End this process at once, from whichever thread: save what is finished, and give all messages back."""
+    log.warning("%s", options.one_line(why))
+    if (errand := shift.current) is not None:
+        _within(SAVING_SECONDS, errand.progress.save)
+        log.info("broken off and given back: %s", options.one_line(errand.upload.address))
+    _within(SAVING_SECONDS, keeper.release_all)
+    leave(shift.folder, why, status)
+
+
+def leave(folder: Path, why: str, status: int) -> None:
+    """End this process without a word to the thread that does not listen."""
+    log.info("ended: %s", why)
+    shutil.rmtree(folder, ignore_errors=True)
+    options.end_at_once(status)
+
+
+def _within(seconds: float, deed: Callable[[], object]) -> None:
+    thread = threading.Thread(target=deed, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def pause(failures: int, shift: Shift) -> None:
+    """Wait a little longer after each failure in a row, so that a broken worker leaves the queue to the others."""
+    seconds = min(2.0 ** min(failures - 1, 10), LONGEST_PAUSE) if failures else 0.0  # 2.0 ** 1024 is too large
+    until = time.monotonic() + seconds
+    while not shift.stop.requested and time.monotonic() < until:
+        shift.heart.beat()
+        time.sleep(0.1)
