@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from run_transcription import audio
+from run_transcription.errors import BrokenOff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,8 +23,8 @@ LOOK_SECONDS = 0.1  # between two looks whether anybody still reads
 class ReadAhead:
     """Reads like an audio.AudioReader; what goes wrong in its thread is raised where it is read."""
 
-    def __init__(self, fetch: Callable[[], Path], beat: Callable[[], None]) -> None:
-        """Begin at once: `fetch` brings the file, `beat` is called at every step."""
+    def __init__(self, fetch: Callable[[Callable[[], None]], Path], beat: Callable[[], None]) -> None:
+        """Begin at once: `fetch` brings the file, and calls what it is given at every step; so is `beat` called."""
         self.download_seconds = 0.0
         self.path: Path | None = None  # set once it is fetched
         self._fetch, self._beat = fetch, beat
@@ -71,12 +72,12 @@ class ReadAhead:
     def _run(self) -> None:
         try:
             began = time.perf_counter()
-            self.path = self._fetch()
+            self.path = self._fetch(self._step)
             self.download_seconds = time.perf_counter() - began
             with audio.open_recording(self.path) as self._reader:
                 self._opened.set()
                 for block in self._reader.blocks():
-                    self._beat()
+                    self._step()
                     if not self._put(block):
                         break
         except BaseException as error:  # noqa: BLE001 - it is raised in the reader's thread
@@ -84,6 +85,11 @@ class ReadAhead:
         finally:
             self._opened.set()
             self._put(None)
+
+    def _step(self) -> None:
+        if self._closed.is_set():
+            raise BrokenOff("nobody wants the recording any more")
+        self._beat()
 
     def _put(self, block: Samples | None) -> bool:
         """Return False where nobody reads any more."""

@@ -84,7 +84,7 @@ def status_of(error: Exception) -> int:
 
 
 def _in_our_words(error: Exception) -> str:
-    """Put what is wrong before AWS's own words, where we know it; botocore's complaints of arguments have several lines."""
+    """Put what is wrong before AWS's own words, where we know it; some of botocore's complaints have several lines."""
     ours = IN_OUR_WORDS.get(_code(error))
     theirs = " ".join(str(error).split())
     return f"{ours} ({theirs})" if ours else theirs
@@ -113,7 +113,7 @@ def _client(service: str, region: str | None) -> Any:
 
     config = Config(
         connect_timeout=5,
-        read_timeout=60,
+        read_timeout=20,
         retries={"mode": "standard", "total_max_attempts": 5},
         max_pool_connections=20,
     )

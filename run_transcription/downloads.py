@@ -78,7 +78,7 @@ def _if_match(etag: str | None) -> dict[str, str]:
 
 
 def _check_room(address: str, size: int, folder: Path) -> None:
-    """What does not fit on an empty disk is no fault of the machine's, and would fill every worker's."""
+    """Refuse what does not fit on an empty disk: that is no fault of the machine's, and would fill every worker's."""
     total = shutil.disk_usage(folder).total
     if size > total:
         raise Rejected("too_large", f"{address} has {size} bytes, and the whole disk {total}: split it")

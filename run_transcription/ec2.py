@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -116,7 +116,9 @@ class Instance:
     def _group(self) -> Any:
         client = aws.client("autoscaling", self.region)
         with aws.plainly(f"find the group of the instance {self.id}"):
-            (found, *_) = client.describe_auto_scaling_instances(InstanceIds=[self.id])["AutoScalingInstances"] or [None]
+            (found, *_) = client.describe_auto_scaling_instances(InstanceIds=[self.id])["AutoScalingInstances"] or [
+                None
+            ]
             if found is None:
                 return None
             name = found["AutoScalingGroupName"]
@@ -144,8 +146,8 @@ def _spot(said: str) -> Notice | None:
         at = datetime.fromisoformat(found["time"])
     except (ValueError, TypeError, KeyError):
         return Notice("a spot notice", MARGIN)
-    at = at if at.tzinfo else at.replace(tzinfo=timezone.utc)
-    left = (at - datetime.now(timezone.utc)).total_seconds() - MARGIN
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    left = (at - datetime.now(UTC)).total_seconds() - MARGIN
     return Notice(f"a spot notice: {found.get('action', 'terminate')}", max(left, 0.0))
 
 

@@ -1,12 +1,12 @@
-"""One recording on its way through a worker: found out about, fetched and decoded by a thread of its own; ended once."""
+"""One recording on its way through a worker: looked up, fetched and decoded by a thread of its own, and ended once."""
 
 from __future__ import annotations
 
-import logging
 import secrets
 import shutil
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +19,14 @@ from run_transcription.journal import Entry, Journal
 from run_transcription.records import Decoding, Job, ModelHandle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from run_transcription.interruption import Stop
     from run_transcription.leases import Heart
     from run_transcription.sources import Delivery
     from run_transcription.uploads import Upload
 
-log = logging.getLogger(__name__)
+RECENT = 1000  # identities that are remembered, since duplicates follow one another closely
 
 
 class DoneBefore(Gone):
@@ -57,6 +59,7 @@ class Shift:
     open: int = 0  # errands that have not ended
     settled: float = field(default_factory=time.monotonic)  # when the last one did
     current: Errand | None = None  # with the model
+    handed: deque[str | None] = field(default_factory=lambda: deque(maxlen=RECENT))  # identities, to the outlet
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -105,12 +108,9 @@ class Errand:
 
     def settle(self, again: float | None) -> None:
         """End: the message may be finished or come again, and the temporary files are gone."""
+        self.tally.settle(again)
         self.reader.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-        try:
-            self.tally.settle(again)
-        except TranscriptionError as error:
-            log.warning("%s", error)
         with self.shift.lock:
             if again is None:
                 self.shift.given_back.discard(self.upload.address)
@@ -134,7 +134,7 @@ class Errand:
             strategy=self.shift.desk.handle.load.strategy,
         )
 
-    def _fetch(self) -> Path:
+    def _fetch(self, step: Callable[[], None]) -> Path:
         """Find out what is to be done, and fetch the recording; raises Gone where nothing is to be done."""
         upload, self.job = self._identified(), None
         self.job = job = self._job(upload)
@@ -152,7 +152,7 @@ class Errand:
         etag = upload.version if upload.version_id is None else None  # a replaced recording is another job's
         try:
             wanted = storage.Stored(upload.address, upload.version_id, etag)
-            return downloads.fetch(wanted, self.folder, self.shift.heart.beat)
+            return downloads.fetch(wanted, self.folder, step)
         except Rejected as rejection:
             if rejection.code == "not_found":
                 raise Gone(str(rejection)) from rejection

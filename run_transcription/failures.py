@@ -67,7 +67,7 @@ class Breaker:
             self.doubtful = True
 
     def succeeded(self) -> None:
-        """A finished job shows that the machine works."""
+        """Begin to count anew: a finished job shows that the machine works."""
         with self._lock:
             if not self.open:
                 self.failures, self.doubtful = 0, False

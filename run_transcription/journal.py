@@ -53,7 +53,7 @@ class Entry:
     reason: str | None = None  # a code, or a kind of failure
     queue_lag: float | None = None
     download: float = 0.0
-    timing: Timing = Timing()
+    timing: Timing = Timing()  # noqa: RUF009 - it is frozen
     busy: float = 0.0  # seconds of the model's thread
     audio_seconds: float = 0.0
     resumed: float = 0.0  # seconds of it that an earlier try had done

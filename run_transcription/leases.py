@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 VISIBILITY_SECONDS = 300.0  # how long a message stays hidden once its worker has died
 LONGEST_SECONDS = 11.5 * 3600  # SQS hides a message for 12 h at most, counted from its receipt
+ENDING_SECONDS = 5.0  # that a renewal under way may take
 STALL_SECONDS = 900.0  # without any progress the work hangs
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class Keeper:
     def __exit__(self, *_exception: object) -> None:
         """End the thread; what is held by then comes back by itself."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(ENDING_SECONDS)
 
     def _run(self) -> None:
         while not self._ended.wait(self.visibility_seconds / 3):

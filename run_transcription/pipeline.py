@@ -1,4 +1,4 @@
-"""The way of a recording through a worker, in threads that hand errands on:
+"""The way of a recording through a worker, in threads that hand errands on.
 
     intake ──────► read ahead ────────► main ────────────► outlet
     receives       HEAD, download,      the model,         side files, json,
@@ -21,17 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from run_transcription import fast_transcribe, options, resume, storage
+from run_transcription import fast_transcribe, options, results, resume, storage
 from run_transcription.errands import DoneBefore, Errand, Shift, Tally
 from run_transcription.errors import TranscriptionError
 from run_transcription.failures import Kind, back_off, kind_of
 from run_transcription.messages import Poison
-from run_transcription.records import Decoding, Job, ModelHandle, Result
 
 if TYPE_CHECKING:
-    from run_transcription.interruption import Stop
-    from run_transcription.leases import Heart
-    from run_transcription.uploads import Upload
+    from run_transcription.records import Result
     from run_transcription.sources import Delivery
 
 LEAVING = 2  # recordings that wait for the outlet
@@ -85,7 +82,15 @@ class Outlet:
 
     def put(self, errand: Errand, result: Result, began: float) -> None:
         """Hand over a result; waits while too many do."""
+        self.shift.handed.append(errand.known_job.identity)
         self._waiting.put((errand, result, began))
+
+    def wait_for(self, errand: Errand) -> None:
+        """Wait until an errand's twin is stored, if it was handed over; raises DoneBefore where it is done then."""
+        if errand.known_job.identity in self.shift.handed:
+            self._waiting.join()
+            if results.is_done(errand.known_job):
+                raise DoneBefore(f"{errand.upload.address} was done just now")
 
     def close(self) -> None:
         """Wait until all is stored."""
@@ -99,6 +104,8 @@ class Outlet:
                 self._store(errand, result, began)
             except Exception as error:  # noqa: BLE001 - conclude tells it, with its traceback
                 conclude(errand, error)
+            finally:
+                self._waiting.task_done()
 
     def _store(self, errand: Errand, result: Result, began: float) -> None:
         self.shift.heart.beat()

@@ -1,4 +1,4 @@
-"""What a try that did not come to its end leaves for the next one: its finished rows, as JSON under work/<identity>/."""
+"""What a try that came to no end leaves for the next one: its finished rows, as JSON under work/<identity>/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether this machine can do the work: the golden clip, heard again and compared by words, and room for a recording."""
+"""Whether this machine can do the work: the golden clip, compared by words, and room on its disk."""
 
 from __future__ import annotations
 

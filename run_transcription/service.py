@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from run_transcription import fast_transcribe, options, self_test
-from run_transcription.errors import BrokenOff, OutOfOrder, Rejected
 from run_transcription.errands import Errand, Shift
+from run_transcription.errors import BrokenOff, OutOfOrder, Rejected
 from run_transcription.failures import Kind
 from run_transcription.pipeline import Outlet, conclude
 
@@ -35,6 +35,7 @@ def serve(shift: Shift, outlet: Outlet, errand: Errand) -> bool:
     try:
         try:
             errand.reader.wait()
+            outlet.wait_for(errand)
             task = fast_transcribe.Task(errand.known_job, shift.desk.handle, errand.decoding)
             keep = Keeping(shift, errand).after_batch
             result = fast_transcribe.transcribe_recording(errand.reader, task, keep, errand.progress.finished)

@@ -7,8 +7,6 @@ alone runs the model.
 from __future__ import annotations
 
 import logging
-import shutil
-import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,7 +18,6 @@ import click
 
 from run_transcription import (
     ec2,
-    fast_transcribe,
     gpu_memory_persist,
     interruption,
     names,
@@ -28,23 +25,24 @@ from run_transcription import (
     options,
     recordings,
     scratch,
-    self_test,
+    service,
     sources,
     storage,
 )
-from run_transcription.errors import BrokenOff, OutOfOrder, Rejected, TranscriptionError
-from run_transcription.failures import Kind
+from run_transcription.engines import model_folder
+from run_transcription.errands import Desk, Shift
+from run_transcription.errors import OutOfOrder, TranscriptionError
 from run_transcription.intake import Intake
 from run_transcription.journal import Journal
 from run_transcription.leases import Heart, Keeper
-from run_transcription.pipeline import Desk, Errand, Outlet, Shift, conclude
+from run_transcription.pipeline import Outlet
 from run_transcription.worker_options import Settings, worker_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from run_transcription.engines.golden import Golden
-    from run_transcription.records import Advance, Decoding, ModelSpec
+    from run_transcription.records import Decoding, ModelSpec
 
 MOST_FAILURES = 10  # in a row; then `--once` gives up
 WAIT_SECONDS = 0.25  # for the next recording, until the main thread looks about
@@ -145,7 +143,7 @@ def refuse_loop(output: str | None, trigger: str, folder: Path | None = None, bu
 def golden_of(spec: ModelSpec) -> Golden | None:
     """Return what the model heard in the golden clip when its state was made, None where there is no state."""
     try:
-        return gpu_memory_persist.read_golden(optimized_loader.state_folder(spec))
+        return gpu_memory_persist.read_golden(model_folder.state_folder(spec))
     except TranscriptionError:
         return None
 
@@ -202,7 +200,9 @@ def work(shift: Shift, source: sources.Source, terms: Terms) -> None:
                 if shift.breaker.doubtful:
                     service.examine(shift, terms.golden)
                 if terms.once and failures == MOST_FAILURES:
-                    raise TranscriptionError(f"{failures} failures in a row, as the log says: mend that and start again")
+                    raise TranscriptionError(
+                        f"{failures} failures in a row, as the log says: mend that and start again"
+                    )
                 service.pause(failures, shift)
     finally:
         outlet.close()

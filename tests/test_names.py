@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from run_transcription import names
+from run_transcription.errors import Rejected
 from run_transcription.records import Decoding, ModelFacts
 from run_transcription.uploads import Upload
 
@@ -69,3 +70,19 @@ def test_a_name_that_is_no_text_has_an_identity_too():
     upload = replace(UPLOAD, key="\udce9\ud800.wav")
     assert names.identity(upload, *SAME[1:])
     assert names.job_for(upload, "out", "0123456789abcdef").results.endswith("/transcript")
+
+
+@pytest.mark.parametrize("key", ["uploads/../../x", "..", "uploads/./a.wav", "a\0b", "-rf", "uploads/--output=x.wav"])
+def test_a_key_that_is_no_name_is_refused(key):
+    """What would lead out of a folder, or be read as an option by the next program, is refused with its reason."""
+    with pytest.raises(Rejected) as caught:
+        names.check_key(key)
+    assert caught.value.code == "refused_key"
+
+
+@pytest.mark.parametrize(
+    "key", ["uploads/a b+c%20é.wav", "uploads/line\nend.wav", "uploads//a.wav", "a-b.wav", "..a/b.."]
+)
+def test_an_odd_name_is_a_name(key):
+    """Only what is dangerous is refused."""
+    names.check_key(key)

@@ -85,3 +85,8 @@ def test_what_cannot_be_looked_at_fails_by_its_name(emulator, tmp_path):
     (tmp_path / "good.wav").touch()
     named = [str(tmp_path / "good.wav"), "s3://no-such-bucket/x.wav", "s3://", str(tmp_path / f"{'n' * 300}.wav")]
     assert recordings.find(named) == named
+
+
+def test_names_do_not_meet_in_the_file_of_another_format():
+    """`b.aws.json` is b's file in AWS's shape, and would be the json of b.aws too."""
+    assert recordings.names(["/x/b.mp3", "/x/b.aws.mp3"]) == ["b.mp3", "b.aws.mp3"]

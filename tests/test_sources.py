@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from urllib.parse import quote_plus
 
@@ -11,7 +10,8 @@ from fakes import counts
 
 from run_transcription import aws, sources, storage
 from run_transcription.errors import TranscriptionError
-from run_transcription.sources import FolderSource, SqsSource, UnknownMessage
+from run_transcription.leases import Keeper
+from run_transcription.sources import FolderSource, SqsSource
 
 KEYS = [
     "uploads/a b+c%20d%é.wav",
@@ -24,7 +24,7 @@ KEYS = [
 @pytest.fixture
 def source(stack):
     """Listen to the stack's queue, without the test event that S3 sends first."""
-    source = SqsSource(stack.queue_url, visibility_seconds=30)
+    source = SqsSource(stack.queue_url, Keeper(30))
     announced = source.receive()
     assert announced is not None
     assert announced.uploads == ()
@@ -65,35 +65,52 @@ def test_all_records_of_a_message_arrive_in_order(stack, source):
     ]
 
 
-def test_an_empty_file_is_no_folder():
-    """A zero-byte recording must get its failure; only a name that ends in a slash is a folder."""
-    (upload,) = sources.uploads_in(json.dumps({"Records": [record("uploads/empty.wav", size=0)]}))
-    assert upload.key == "uploads/empty.wav"
-
-
-ODD_KEY = {"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {"key": 7}}}
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        *("", "text", "[]", "7", "null", "{}", '{"Records": 7}', '{"Records": [{}]}', '{"Records": [[]]}'),
-        json.dumps({"Records": [ODD_KEY]}),
-    ],
-)
-def test_another_shape_is_an_unknown_message(body):
-    """Nothing that can stand in a message is a crash."""
-    with pytest.raises(UnknownMessage, match="no S3 event"):
-        sources.uploads_in(body)
-
-
-def test_an_unknown_message_is_left_and_the_next_is_taken(stack, source):
-    """Poison neither stops the worker nor is deleted: the queue's own rules move it away."""
+def test_poison_goes_to_the_dead_letters_at_once_with_its_reason(stack, source):
+    """It neither stops the worker nor comes five times: a person finds it, and why, and the next message is taken."""
     send(stack, "poison")
     send(stack, {"Records": [record("uploads/a.wav")]})
     uploads = [delivery.uploads for delivery in (source.receive(), source.receive()) if delivery]
     assert [upload.key for (upload,) in uploads] == ["uploads/a.wav"]
-    assert counts(stack.queue_url) == (0, 2)
+    assert counts(stack.queue_url) == (0, 1)
+    found = aws.sqs().receive_message(QueueUrl=stack.dead_letter_url, MessageAttributeNames=["All"])["Messages"]
+    assert [message["Body"] for message in found] == ["poison"]
+    assert "no JSON" in found[0]["MessageAttributes"]["reason"]["StringValue"]
+
+
+def test_poison_without_a_dead_letter_queue_is_left_where_it_is(emulator):
+    """Nothing is ever thrown away."""
+    url = aws.sqs().create_queue(QueueName="no-dead-letters")["QueueUrl"]
+    aws.sqs().send_message(QueueUrl=url, MessageBody="poison")
+    assert SqsSource(url).receive() is None
+    assert counts(url) == (0, 1)
+
+
+def test_a_delivery_knows_how_often_it_came_and_how_long_it_waited(stack, source):
+    """The lag is that of the first receipt alone: afterwards it says nothing of the queue."""
+    send(stack, {"Records": [record("uploads/a.wav")]})
+    time.sleep(1.1)
+    first = source.receive()
+    assert first.receives == 1
+    assert 1.0 <= first.lag < 30
+    first.release()
+    again = source.receive()
+    assert (again.receives, again.lag) == (2, None)
+
+
+def test_live_work_goes_before_a_backfill(stack, source):
+    """The second queue is only asked while the first one is empty."""
+    url = aws.sqs().create_queue(QueueName=f"{stack.bucket}-backfill")["QueueUrl"]
+    both = sources.InOrder((SqsSource(stack.queue_url, poll_seconds=1), SqsSource(url, poll_seconds=1)))
+    aws.sqs().send_message(QueueUrl=url, MessageBody=json.dumps({"Records": [record("uploads/old.wav")]}))
+    send(stack, {"Records": [record("uploads/new.wav")]})
+    assert [both.receive().uploads[0].key for _ in range(2)] == ["uploads/new.wav", "uploads/old.wav"]
+    assert both.receive() is None
+
+
+def test_a_queue_that_is_none_is_said_in_our_words(emulator):
+    """A name in the place of an address is the usual mistake."""
+    with pytest.raises(TranscriptionError, match="'transcribe' is no address of a queue: give the QueueUrl"):
+        SqsSource("transcribe")
 
 
 def test_a_finished_message_is_gone_and_a_released_one_is_back_at_once(stack, source):
@@ -105,23 +122,11 @@ def test_a_finished_message_is_gone_and_a_released_one_is_back_at_once(stack, so
     assert counts(stack.queue_url) == (0, 0)
 
 
-def test_a_held_message_stays_hidden_longer_than_its_visibility(stack, source):
-    """A long job's message is renewed while it runs, and comes back by itself when its worker is gone."""
-    brief = SqsSource(stack.queue_url, visibility_seconds=2)
-    send(stack, {"Records": [record("uploads/a.wav")]})
-    delivery = brief.receive()
-    with delivery.held():
-        until = time.monotonic() + 4.5
-        while time.monotonic() < until:
-            assert source.receive() is None
-    assert "visibility" not in {thread.name for thread in threading.enumerate()}
-    time.sleep(2)
-    assert source.receive() is not None
-
-
 def test_an_absent_queue_is_one_line(emulator, stack):
     """A mistyped queue is found before the model is loaded."""
-    with pytest.raises(TranscriptionError, match=r"cannot use the queue http.*-x: .*NonExistentQueue"):
+    with pytest.raises(
+        TranscriptionError, match=r"cannot use the queue http.*-x: there is no such queue \(.*NonExistentQueue"
+    ):
         SqsSource(stack.queue_url + "-x")
 
 

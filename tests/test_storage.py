@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
-from pathlib import Path
 
 import pytest
 from botocore.stub import Stubber
@@ -136,44 +134,6 @@ def test_endless_conflicts_are_an_error(emulator, monkeypatch):
             storage.store("s3://bucket/a.json", b"text", if_absent=True)
 
 
-def test_a_local_recording_is_lent_as_it_is():
-    """A path needs no copy, and is not looked at here."""
-    with storage.local_copy("some/where.mp3") as path:
-        assert path == Path("some/where.mp3")
-
-
-def test_a_recording_on_s3_is_a_private_copy_that_goes_away(stack):
-    """Nobody else on the machine may read it, and nothing is left afterwards."""
-    address = f"s3://{stack.bucket}/{STRANGE}"
-    storage.store(address, b"sound")
-    with storage.local_copy(address) as path:
-        assert path.read_bytes() == b"sound"
-        assert path.name == "recording.wav"
-        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert not path.parent.exists()
-
-
-def test_the_version_that_was_announced_is_read(stack):
-    """A newer upload does not change a job that was made for an older one."""
-    address = f"s3://{stack.bucket}/a.wav"
-    storage.store(address, b"first")
-    version = storage.version(address)
-    storage.store(address, b"second")
-    with storage.local_copy(address, version) as path:
-        assert path.read_bytes() == b"first"
-
-
-@pytest.mark.parametrize("version", [None, "00000000-0000-0000-0000-000000000000"])
-def test_an_absent_recording_is_rejected(stack, version):
-    """It would not come back by trying again; nothing temporary is left."""
-    with (
-        pytest.raises(Rejected, match=r"uploads/gone\.wav") as caught,
-        storage.local_copy(f"s3://{stack.bucket}/uploads/gone.wav", version),
-    ):
-        pass
-    assert caught.value.code == "not_found"
-
-
 def test_a_file_uploads_with_progress(stack, tmp_path):
     """All bytes are reported and arrive, also in several parts."""
     content, seen = os.urandom(9_000_000), []
@@ -197,6 +157,29 @@ def test_missing_credentials_are_one_line(emulator):
     bare = {name: value for name, value in os.environ.items() if "KEY" not in name}
     with environment(bare), pytest.raises(TranscriptionError, match=r"^cannot list s3://bucket/: .*credentials.*$"):
         list(storage.listing("s3://bucket/"))
+
+
+def test_an_address_without_a_key_is_said_in_our_words(emulator):
+    """`s3://nobucket` is a bucket and no recording: botocore's complaint of parameters helps nobody."""
+    with pytest.raises(
+        TranscriptionError, match=r"^s3://nobucket names a bucket and nothing in it: write s3://nobucket/key$"
+    ):
+        storage.exists("s3://nobucket")
+
+
+def test_what_s3_refuses_is_said_in_our_words_and_its_own(emulator):
+    """A person reads what is wrong, and finds S3's code too."""
+    with pytest.raises(TranscriptionError, match=r"there is no such bucket \(.*NoSuchBucket"):
+        list(storage.listing("s3://no-such-bucket/"))
+
+
+def test_what_is_removed_is_gone_and_what_is_not_there_is_no_error(root):
+    """A finished job removes what it had left for a next try, also where somebody else has done so."""
+    address = storage.join(root, "work/x")
+    storage.store(address, b"rows")
+    for _ in range(2):
+        storage.remove(address)
+    assert not storage.exists(address)
 
 
 @pytest.mark.parametrize("address", ["s3://", "s3:///key"])

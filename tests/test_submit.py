@@ -34,7 +34,8 @@ def finish(root, key, identity=FIRST, error=None, version=None):
     """Write what a worker would about the newest version, or a given one; return its address."""
     folder = names.failed_of(root, key) if error else names.results_of(root, key)
     address = f"{folder}{identity}.json" if error else f"{folder}{identity}/transcript.json"
-    job = Job(f"{root}/{key}", address, version_id=version or storage.version(f"{root}/{key}"), identity=identity)
+    version = version or storage.version(f"{root}/{key}")
+    job = Job(f"{root}/{key}", address, version_id=version, identity=identity, version=version)
     facts = ModelFacts("model", "revision", "cpu", "float32", "sdpa"), LoadReport("mmap", 0.1)
     transcript = None if error else Transcript("en", 1.0, "transcribe", 1.0, ())
     result = Result("FAILED" if error else "COMPLETED", job, Decoding(), *facts, transcript, error=error)
@@ -135,7 +136,7 @@ def test_results_of_older_uploads_are_not_taken_for_this_one(root, talk):
     key = "uploads/a.wav"
     storage.store(f"{root}/{key}", b"older")
     finish(root, key)
-    sent = submit.send(Parcel(talk, key), root, root, lambda _: None)
+    sent = submit.send(Parcel(talk, key), root, lambda _: None)
     newer = finish(root, key, SECOND)
     assert list(submit.wait_for([sent], root)) == [Outcome(key, newer)]
 
@@ -146,7 +147,7 @@ def test_an_older_uploads_late_result_is_not_taken_for_this_one(root, talk, erro
     key = "uploads/a.wav"
     storage.store(f"{root}/{key}", b"older")
     older = storage.version(f"{root}/{key}")
-    sent = submit.send(Parcel(talk, key), root, root, lambda _: None)
+    sent = submit.send(Parcel(talk, key), root, lambda _: None)
     finish(root, key, FIRST, error, version=older)
     newer = finish(root, key, SECOND)
     assert list(submit.wait_for([sent], root)) == [Outcome(key, newer)]
@@ -154,7 +155,7 @@ def test_an_older_uploads_late_result_is_not_taken_for_this_one(root, talk, erro
 
 def test_a_slash_at_the_end_of_the_output_means_nothing(root, talk):
     """The worker's results are found however the same output is written."""
-    sent = submit.send(Parcel(talk, "uploads/a.wav"), root, f"{root}/", lambda _: None)
+    sent = submit.send(Parcel(talk, "uploads/a.wav"), root, lambda _: None)
     address = finish(root, "uploads/a.wav")
     assert list(submit.wait_for([sent], f"{root}/")) == [Outcome("uploads/a.wav", address)]
 
@@ -183,13 +184,25 @@ def test_the_same_content_without_versions_has_its_result_already(root, talk, st
     key = "uploads/a.wav"
     storage.upload(talk, f"{root}/{key}")
     older = finish(root, key)
-    sent = submit.send(Parcel(talk, key), root, root, lambda _: None)
+    sent = submit.send(Parcel(talk, key), root, lambda _: None)
     assert list(submit.wait_for([sent], root)) == [Outcome(key, older)]
+
+
+def test_an_older_uploads_late_result_without_versions_is_not_this_ones(root, talk, stack):
+    """Without versions the eTag tells two contents apart: the older one's result may come after the newer upload."""
+    aws.s3().put_bucket_versioning(Bucket=stack.bucket, VersioningConfiguration={"Status": "Suspended"})
+    key = "uploads/a.wav"
+    storage.store(f"{root}/{key}", b"older")
+    older = storage.version(f"{root}/{key}")
+    sent = submit.send(Parcel(talk, key), root, lambda _: None)
+    finish(root, key, FIRST, version=older)
+    newer = finish(root, key, SECOND)
+    assert list(submit.wait_for([sent], root)) == [Outcome(key, newer)]
 
 
 def test_results_below_a_longer_key_are_not_this_ones(root, talk):
     """`uploads/a` is not done when `uploads/a/b.wav` is."""
-    sent = submit.send(Parcel(talk, "uploads/a"), root, root, lambda _: None)
+    sent = submit.send(Parcel(talk, "uploads/a"), root, lambda _: None)
     finish(root, "uploads/a/b.wav")
     finish(root, "uploads/a/b.wav", error=BAD)
     own = finish(root, "uploads/a")

@@ -17,8 +17,8 @@ from run_transcription import names, optimized_loader, storage, worker
 from run_transcription.demo.emulator import make_stack
 from run_transcription.errors import TranscriptionError
 from run_transcription.records import Decoding, ModelFacts, ModelSpec
-from run_transcription.uploads import Upload
 from run_transcription.sources import FolderSource, SqsSource
+from run_transcription.uploads import Upload
 from run_transcription.worker import Fate, OutOfTime, Stop, work, work_once
 
 ODD = "uploads/a b+ü%20 'x'.wav"

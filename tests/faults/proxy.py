@@ -1,4 +1,4 @@
-"""An HTTP proxy between workers and the emulator that fails as S3 does: 500, slow-down, time-out, answers lost or cut."""
+"""An HTTP proxy between workers and the emulator that fails as S3 does: errors, time-outs, answers lost or cut."""
 
 from __future__ import annotations
 

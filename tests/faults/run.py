@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote_plus, urlsplit
 
@@ -143,7 +143,7 @@ def terminate(worker: Worker) -> None:
 
 def spot_notice(worker: Worker) -> None:
     """Announce the end of its instance, very near."""
-    at = datetime.now(timezone.utc) + timedelta(seconds=MARGIN + 3)
+    at = datetime.now(UTC) + timedelta(seconds=MARGIN + 3)
     said = {"action": "terminate", "time": at.strftime("%Y-%m-%dT%H:%M:%SZ")}
     worker.server.facts["spot/instance-action"] = json.dumps(said)
 

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+
+import boto3
+import pytest
+from faults.imds import FACTS, metadata
+from moto import mock_aws
+
+from run_transcription import aws, ec2
+from run_transcription.demo.emulator import clean_environment, environment
+from run_transcription.errors import TranscriptionError
+
+
+@pytest.fixture
+def service():
+    """Run a metadata service, and let this process ask it."""
+    with metadata() as server:
+        variables = clean_environment() | {
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT": server.endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+        }
+        with environment(variables):
+            yield server
+
+
+def test_an_instance_knows_who_it_is(service):
+    """Facts are asked for with a token: IMDSv2."""
+    instance = ec2.instance()
+    assert (instance.id, instance.image, instance.region) == tuple(FACTS.values())
+    assert instance.notice() is None
+
+
+def test_another_machine_is_no_instance(service):
+    """Nobody answers, or nobody may be asked: then there is no instance to end."""
+    with environment(os.environ | {"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:9"}):
+        assert ec2.instance() is None
+    with environment(os.environ | {"AWS_EC2_METADATA_DISABLED": "true"}):
+        assert ec2.instance() is None
+
+
+def test_a_spot_notice_says_how_long_is_left(service):
+    """Some seconds of the last two minutes are kept, to give everything back."""
+    at = datetime.now(UTC) + timedelta(seconds=120)
+    service.facts["spot/instance-action"] = json.dumps(
+        {"action": "terminate", "time": at.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    )
+    notice = ec2.instance().notice()
+    assert "spot notice: terminate" in notice.reason
+    assert 120 - ec2.MARGIN - 3 < notice.seconds <= 120 - ec2.MARGIN
+
+
+@pytest.mark.parametrize("said", ["no json", "{}", '{"action": "stop", "time": 7}', '{"time": "soon"}', "[]"])
+def test_a_notice_that_cannot_be_read_is_one_nevertheless(service, said):
+    """Something will happen to the instance: the shortest time is assumed."""
+    service.facts["spot/instance-action"] = said
+    assert ec2.instance().notice().seconds == ec2.MARGIN
+
+
+def test_a_recommendation_leaves_the_job_its_time(service):
+    """Rebalance is no deadline; the group taking the instance out is one; being in service is nothing."""
+    service.facts["autoscaling/target-lifecycle-state"] = "InService"
+    assert ec2.instance().notice() is None
+    service.facts["events/recommendations/rebalance"] = '{"noticeTime": "2026-01-31T08:22:00Z"}'
+    assert ec2.instance().notice().seconds is None
+    service.facts["autoscaling/target-lifecycle-state"] = "Terminated"
+    assert ec2.instance().notice().seconds == ec2.LIFECYCLE_SECONDS
+
+
+def test_a_service_that_goes_away_says_nothing(service):
+    """A metadata service that is silent for a moment ends no worker."""
+    instance = ec2.instance()
+    service.shutdown()
+    service.server_close()
+    assert instance.notice() is None
+
+
+@pytest.fixture
+def group(service):
+    """Make an Auto Scaling group of two instances, at least one, and be the first of them."""
+    with mock_aws():
+        aws.forget_clients()
+        client = boto3.client("autoscaling", region_name="us-east-1")
+        images = boto3.client("ec2", region_name="us-east-1")
+        image = images.describe_images()["Images"][0]["ImageId"]
+        client.create_launch_configuration(LaunchConfigurationName="l", ImageId=image, InstanceType="t2.micro")
+        client.create_auto_scaling_group(
+            AutoScalingGroupName="g",
+            LaunchConfigurationName="l",
+            MinSize=1,
+            MaxSize=3,
+            DesiredCapacity=2,
+            AvailabilityZones=["us-east-1a"],
+        )
+        members = [each["InstanceId"] for each in client.describe_auto_scaling_instances()["AutoScalingInstances"]]
+        service.facts["instance-id"] = members[0]
+        yield lambda: client.describe_auto_scaling_groups(AutoScalingGroupNames=["g"])["AutoScalingGroups"][0]
+    aws.forget_clients()
+
+
+def test_an_idle_instance_ends_and_the_group_is_smaller(group):
+    """Otherwise the group would start another one in its place at once."""
+    assert ec2.instance().end(smaller=True)
+    assert group()["DesiredCapacity"] == 1
+
+
+def test_at_its_groups_minimum_an_idle_instance_stays(group, service):
+    """The last one waits for work."""
+    assert ec2.instance().end(smaller=True)
+    service.facts["instance-id"] = group()["Instances"][0]["InstanceId"]
+    assert not ec2.instance().end(smaller=True)
+    assert group()["DesiredCapacity"] == 1
+
+
+def test_an_outdated_instance_is_replaced(group, service):
+    """The group keeps its size: the next instance has the new image."""
+    boto3.client("ssm", region_name="us-east-1").put_parameter(Name="/image", Value="ami-1", Type="String")
+    assert not ec2.instance().outdated("/image")
+    boto3.client("ssm", region_name="us-east-1").put_parameter(
+        Name="/image", Value="ami-2", Type="String", Overwrite=True
+    )
+    assert ec2.instance().outdated("/image")
+    assert ec2.instance().end(smaller=False)
+    assert group()["DesiredCapacity"] == 2
+
+
+def test_a_broken_instance_is_taken_out_of_service(group, service):
+    """The group hears that it is unhealthy, and replaces it."""
+    ec2.instance().out_of_service()
+    health = {each["InstanceId"]: each["HealthStatus"] for each in group()["Instances"]}
+    assert health.get(service.facts["instance-id"], "Unhealthy") == "Unhealthy"
+
+
+def test_an_instance_without_a_group_stays(service):
+    """A machine that a person has started is not the worker's to end."""
+    with mock_aws():
+        aws.forget_clients()
+        assert not ec2.instance().end(smaller=True)
+        with pytest.raises(TranscriptionError, match="cannot read the parameter /absent"):
+            ec2.instance().outdated("/absent")
+    aws.forget_clients()
