@@ -15,7 +15,7 @@ BENCH_ARGS ?=
 TOOLS := espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check format bench summary demo-model-card lock tools clean
+.PHONY: help setup demo test lint check format bench faults summary demo-model-card lock tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ bench: setup ## measure loading beside its peers, with records in benchmarks/res
 	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
 	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
 	@$(MAKE) --no-print-directory summary
+
+faults: setup ## kill, stop and starve workers while everything around them fails, and count; ten minutes
+	@$(BIN)/python benchmarks/faults.py $(BENCH_ARGS)
 
 summary: setup ## write the tables of OPTIMIZATION_SUMMARY.md from the records
 	@$(BIN)/python benchmarks/summary.py

@@ -79,7 +79,7 @@ def plainly(deed: str, *, reading: bool = False) -> Iterator[None]:
 
 def status_of(error: Exception) -> int:
     """Return the HTTP status that a botocore ClientError carries, 0 for an error without one."""
-    metadata = getattr(error, "response", {}).get("ResponseMetadata", {})
+    metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
     return int(metadata.get("HTTPStatusCode", 0))
 
 
@@ -91,15 +91,16 @@ def _in_our_words(error: Exception) -> str:
 
 
 def _code(error: Exception) -> str:
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
 
 
 def _errors() -> tuple[type[Exception], ...]:
     """Import botocore only once something was raised: local files never wait for it."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
-    return (Boto3Error, BotoCoreError, ClientError)
+    return (Boto3Error, BotoCoreError, ClientError, ResponseParserError)
 
 
 @functools.cache

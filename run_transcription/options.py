@@ -187,10 +187,19 @@ class _StandardError(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+class _OneLine(logging.Formatter):
+    """Keeps each message on a line of its own, whatever keys and file names stand in it; a traceback may follow."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        return one_line(super().formatMessage(record))
+
+
 def log_to_stderr() -> None:
     """Send this program's log lines, from INFO on, to standard error; of its libraries only warnings."""
     if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", handlers=[_StandardError()])
+        handler = _StandardError()
+        handler.setFormatter(_OneLine("%(levelname)s %(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("run_transcription").setLevel(logging.INFO)
 
 
