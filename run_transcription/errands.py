@@ -60,6 +60,7 @@ class Shift:
     settled: float = field(default_factory=time.monotonic)  # when the last one did
     current: Errand | None = None  # with the model
     handed: deque[str | None] = field(default_factory=lambda: deque(maxlen=RECENT))  # identities, to the outlet
+    intake: threading.Thread | None = None  # that receives
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 

@@ -39,6 +39,7 @@ class Intake:
 
     def __enter__(self) -> Self:
         """Begin to receive."""
+        self.shift.intake = self._thread
         self._thread.start()
         return self
 

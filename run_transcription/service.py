@@ -107,10 +107,13 @@ def examine(shift: Shift, golden: Golden | None) -> Golden:
 def abandon(shift: Shift, keeper: Keeper, why: str, status: int) -> None:
     """End this process at once, from whichever thread: save what is finished, and give all messages back."""
     log.warning("%s", options.one_line(why))
+    shift.stop.ask(why, 0.0)
     if (errand := shift.current) is not None:
         _within(SAVING_SECONDS, errand.progress.save)
         log.info("broken off and given back: %s", options.one_line(errand.upload.address))
     _within(SAVING_SECONDS, keeper.release_all)
+    if shift.intake is not None:  # a poll under way may bring just what was given back: the intake gives it back again
+        shift.intake.join(SAVING_SECONDS)
     leave(shift.folder, why, status)
 
 

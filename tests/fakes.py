@@ -67,20 +67,18 @@ class BrokenSource:
 class EndlessSource:
     """A source that never runs out; it counts what becomes of its deliveries."""
 
-    uploads: tuple[Upload, ...] = (Upload("s3://bucket", "uploads/a.wav", "1"),)
+    uploads: tuple[Upload, ...]
     received: int = 0
+    receives: int = 1
+    lag: float | None = None
     fates: list[str] = field(default_factory=list)
 
     def receive(self):
         self.received += 1
         return self
 
-    @contextmanager
-    def held(self):
-        yield
-
     def finish(self):
         self.fates.append("finished")
 
-    def release(self):
+    def release(self, seconds=0.0):
         self.fates.append("released")

@@ -78,60 +78,40 @@ def test_a_service_that_goes_away_says_nothing(service):
     assert instance.notice() is None
 
 
-@pytest.fixture
-def group(service):
-    """Make an Auto Scaling group of two instances, at least one, and be the first of them."""
+def test_an_instance_leaves_its_group_as_it_must(service):
+    """Idle it ends and the group shrinks, at the minimum it stays; outdated or broken, another one takes its place."""
     with mock_aws():
         aws.forget_clients()
-        client = boto3.client("autoscaling", region_name="us-east-1")
-        images = boto3.client("ec2", region_name="us-east-1")
-        image = images.describe_images()["Images"][0]["ImageId"]
-        client.create_launch_configuration(LaunchConfigurationName="l", ImageId=image, InstanceType="t2.micro")
-        client.create_auto_scaling_group(
-            AutoScalingGroupName="g",
-            LaunchConfigurationName="l",
-            MinSize=1,
-            MaxSize=3,
-            DesiredCapacity=2,
-            AvailabilityZones=["us-east-1a"],
-        )
-        members = [each["InstanceId"] for each in client.describe_auto_scaling_instances()["AutoScalingInstances"]]
-        service.facts["instance-id"] = members[0]
-        yield lambda: client.describe_auto_scaling_groups(AutoScalingGroupNames=["g"])["AutoScalingGroups"][0]
+        client, parameters = (boto3.client(name, region_name="us-east-1") for name in ("autoscaling", "ssm"))
+        client.create_launch_configuration(LaunchConfigurationName="l", ImageId="ami-1", InstanceType="t2.micro")
+        size = {"MinSize": 1, "MaxSize": 3, "DesiredCapacity": 2, "AvailabilityZones": ["us-east-1a"]}
+        client.create_auto_scaling_group(AutoScalingGroupName="g", LaunchConfigurationName="l", **size)
+
+        def group():
+            return client.describe_auto_scaling_groups(AutoScalingGroupNames=["g"])["AutoScalingGroups"][0]
+
+        def one():
+            service.facts["instance-id"] = group()["Instances"][0]["InstanceId"]
+            return ec2.instance()
+
+        assert one().end(smaller=True)
+        assert group()["DesiredCapacity"] == 1
+        assert not one().end(smaller=True)
+        assert group()["DesiredCapacity"] == len(group()["Instances"]) == 1
+        parameters.put_parameter(Name="/image", Value="ami-1", Type="String")
+        assert not one().outdated("/image")
+        parameters.put_parameter(Name="/image", Value="ami-2", Type="String", Overwrite=True)
+        outdated = one()
+        assert outdated.outdated("/image")
+        assert outdated.end(smaller=False)
+        assert group()["DesiredCapacity"] == 1
+        broken = one()
+        assert broken.id != outdated.id
+        broken.out_of_service()
+        assert [(each["InstanceId"], each["HealthStatus"]) for each in group()["Instances"]] == [
+            (broken.id, "Unhealthy")
+        ]
     aws.forget_clients()
-
-
-def test_an_idle_instance_ends_and_the_group_is_smaller(group):
-    """Otherwise the group would start another one in its place at once."""
-    assert ec2.instance().end(smaller=True)
-    assert group()["DesiredCapacity"] == 1
-
-
-def test_at_its_groups_minimum_an_idle_instance_stays(group, service):
-    """The last one waits for work."""
-    assert ec2.instance().end(smaller=True)
-    service.facts["instance-id"] = group()["Instances"][0]["InstanceId"]
-    assert not ec2.instance().end(smaller=True)
-    assert group()["DesiredCapacity"] == 1
-
-
-def test_an_outdated_instance_is_replaced(group, service):
-    """The group keeps its size: the next instance has the new image."""
-    boto3.client("ssm", region_name="us-east-1").put_parameter(Name="/image", Value="ami-1", Type="String")
-    assert not ec2.instance().outdated("/image")
-    boto3.client("ssm", region_name="us-east-1").put_parameter(
-        Name="/image", Value="ami-2", Type="String", Overwrite=True
-    )
-    assert ec2.instance().outdated("/image")
-    assert ec2.instance().end(smaller=False)
-    assert group()["DesiredCapacity"] == 2
-
-
-def test_a_broken_instance_is_taken_out_of_service(group, service):
-    """The group hears that it is unhealthy, and replaces it."""
-    ec2.instance().out_of_service()
-    health = {each["InstanceId"]: each["HealthStatus"] for each in group()["Instances"]}
-    assert health.get(service.facts["instance-id"], "Unhealthy") == "Unhealthy"
 
 
 def test_an_instance_without_a_group_stays(service):

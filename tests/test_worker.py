@@ -1,130 +1,418 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import pytest
 from click.testing import CliRunner
 from fakes import BrokenSource, EndlessSource, counts, document, soon, tone
+from faults import speech
+from faults.imds import metadata
 
-from run_transcription import names, optimized_loader, storage, worker
+from run_transcription import aws, names, optimized_loader, pipeline, service, storage, worker
 from run_transcription.demo.emulator import make_stack
-from run_transcription.errors import TranscriptionError
+from run_transcription.engines import golden
+from run_transcription.errands import Desk, Shift
+from run_transcription.errors import OutOfOrder, TranscriptionError
+from run_transcription.interruption import Stop, stoppable
+from run_transcription.leases import Heart, Keeper
 from run_transcription.records import Decoding, ModelFacts, ModelSpec
+from run_transcription.resume import load
 from run_transcription.sources import FolderSource, SqsSource
 from run_transcription.uploads import Upload
-from run_transcription.worker import Fate, OutOfTime, Stop, work, work_once
+from run_transcription.worker import Terms
 
 ODD = "uploads/a b+ü%20 'x'.wav"
+ONCE = Terms(once=True)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, model):
+    """Load a model."""
+    home = tmp_path_factory.mktemp("home")
+    handle = optimized_loader.load(ModelSpec(model, device="cpu", dtype="float32", home=home))
+    return Desk(handle, handle.engine.check(Decoding()), ("json", "txt"))
+
+
+@pytest.fixture
+def shift(desk, tmp_path):
+    """Make what the threads of a worker share, with a folder for its temporary files."""
+    (tmp_path / "scratch").mkdir()
+    return Shift(desk, tmp_path / "scratch", Stop(), Heart())
 
 
 @pytest.fixture
 def queue(stack):
-    """Fill a queue with one upload."""
-    source = SqsSource(stack.queue_url)
+    """Fill a queue with one upload: a second of a tone."""
+    source = SqsSource(stack.queue_url, Keeper(30), poll_seconds=0)
     source.receive().finish()  # S3's test event
-    storage.store(f"s3://{stack.bucket}/uploads/a.wav", b"sound")
     return source
 
 
-def fail(_upload):
-    """Stand for a defect."""
-    raise ZeroDivisionError
+@pytest.fixture
+def recording(tmp_path):
+    """Make a second of a tone."""
+    return tone(tmp_path / "tone.wav", 1)
 
 
-def terminate(_upload=None):
+@pytest.fixture
+def no_pause(monkeypatch):
+    """Let failures follow one another at once."""
+    monkeypatch.setattr(service, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(pipeline, "back_off", lambda _receives: 0.0)
+
+
+@dataclass
+class Refusing:
+    """An engine that fails in a way of its own, so many times, and then works."""
+
+    engine: object
+    error: Exception
+    times: int = 1
+
+    def __getattr__(self, name):
+        """Be the engine in all else."""
+        return getattr(self.engine, name)
+
+    def transcribe(self, windows, decoding):
+        self.times -= 1
+        if self.times >= 0:
+            raise self.error
+        return self.engine.transcribe(windows, decoding)
+
+
+def refusing(shift, error, times=1):
+    """Let a worker's engine fail."""
+    engine = Refusing(shift.desk.handle.engine, error, times)
+    shift.desk = replace(shift.desk, handle=replace(shift.desk.handle, engine=engine))
+
+
+def terminate():
     """Send this process the signal that systemd sends."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_recording_is_finished_only_once_it_is_processed(queue, stack):
-    """While a job runs its message is hidden, not deleted; afterwards it is gone."""
-    seen = []
-    assert work_once(queue, lambda upload: seen.append((upload.key, counts(stack.queue_url))), Stop()).fate is Fate.DONE
-    assert seen == [("uploads/a.wav", (0, 1))]
+def journal_of(capsys):
+    """Return the lines of the journal, jobs only."""
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [line for line in lines if "status" in line]
+
+
+def test_a_message_is_deleted_only_once_its_result_is_there(shift, queue, stack, recording, capsys):
+    """The result lies in the bucket, the message is gone, no temporary file is left, and the journal has its line."""
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+    worker.work(shift, queue, ONCE)
+    (address,) = json_below(f"s3://{stack.bucket}/results/")
+    assert "/uploads/a.wav/" in address
     assert counts(stack.queue_url) == (0, 0)
-    assert work_once(queue, seen.append, Stop()).fate is Fate.EMPTY
+    assert list(shift.folder.iterdir()) == []
+    (line,) = journal_of(capsys)
+    assert (line["status"], line["retries"], line["audio_seconds"]) == ("COMPLETED", 0, 1.0)
 
 
-def test_a_failure_gives_the_message_back(queue, stack, caplog):
-    """An unexpected error makes the message visible again at once, and is logged with its traceback."""
-    assert work_once(queue, fail, Stop()).fate is Fate.FAILED
-    assert counts(stack.queue_url) == (1, 0)
-    assert "uploads/a.wav" in caplog.text
+def test_a_failure_is_tried_again_later(shift, queue, stack, recording, caplog, monkeypatch):
+    """An unexpected error hides the message for a while, is logged with its traceback, and leaves no result."""
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+    refusing(shift, ZeroDivisionError("a defect"))
+    monkeypatch.setattr(pipeline, "back_off", lambda receives: 8.0 * receives)
+    worker.work(shift, queue, ONCE)
+    assert shift.given_back == {f"s3://{stack.bucket}/uploads/a.wav"}
+    assert counts(stack.queue_url) == (0, 1)
     assert "ZeroDivisionError" in caplog.text
+    assert json_below(f"s3://{stack.bucket}/") == {}
+    time.sleep(8.1)
+    assert counts(stack.queue_url) == (1, 0)
 
 
-def test_an_interruption_gives_the_message_back_and_goes_on_up(queue, stack):
+def test_out_of_memory_is_no_fault_of_the_machines(shift, queue, stack, recording, no_pause):
+    """A transient failure comes again and goes well; what was done in the end was not given back."""
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+    refusing(shift, MemoryError("too much at once"), times=2)
+    worker.work(shift, queue, ONCE)
+    assert shift.given_back == set()
+    assert shift.breaker.failures == 0
+    assert len(json_below(f"s3://{stack.bucket}/results/")) == 1
+
+
+def test_a_broken_machine_gives_everything_back_and_goes_out_of_service(shift, queue, stack, recording, capsys):
+    """A GPU that does not answer costs each message one receipt at most, not the queue; the failure is a metric."""
+    for number in range(5):
+        storage.upload(recording, f"s3://{stack.bucket}/uploads/{number}.wav")
+
+    class Broken:
+        unhealthy = 0
+
+        def out_of_service(self):
+            self.unhealthy += 1
+
+    instance, heard = Broken(), golden.hear(shift.desk.handle.engine)
+
+    class OnceWell(Refusing):
+        def transcribe(self, windows, decoding):
+            self.times += 1
+            if self.times > 1:  # the self-test at the start goes well
+                raise self.error
+            return self.engine.transcribe(windows, decoding)
+
+    engine = OnceWell(shift.desk.handle.engine, RuntimeError("CUDA error: unspecified launch failure"), 0)
+    shift.desk = replace(shift.desk, handle=replace(shift.desk.handle, engine=engine))
+    with pytest.raises(OutOfOrder, match="this machine can't transcribe, so all is given back: .*CUDA error"):
+        worker.run(shift, queue, Terms(instance=instance, golden=heard))
+    assert instance.unhealthy == 1
+    assert counts(stack.queue_url) == (5, 0)
+    received = [SqsSource(stack.queue_url, Keeper(30)).receive().receives for _ in range(5)]
+    assert max(received) == 2
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sum(line.get("environment_failures", 0) for line in lines) == 1
+    assert sum(line.get("self_test_failures", 0) for line in lines) == 2
+
+
+def test_a_machine_that_hears_something_else_takes_no_work(shift, queue, stack, recording, no_pause):
+    """The golden clip is compared by words before anything is received."""
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+    other = replace(golden.hear(shift.desk.handle.engine), words=("other", "words"))
+    with pytest.raises(OutOfOrder, match="instead of"):
+        worker.run(shift, queue, Terms(once=True, golden=replace(other, tokens=(1,))))
+    assert counts(stack.queue_url) == (1, 0)
+
+
+def test_an_interruption_gives_the_message_back_and_goes_on_up(shift, queue, stack, recording):
     """Ctrl-C must end the worker, and must not hide the message for five minutes."""
-
-    def interrupted(_upload):
-        raise KeyboardInterrupt
-
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+    refusing(shift, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        work_once(queue, interrupted, Stop())
+        worker.work(shift, queue, ONCE)
     assert counts(stack.queue_url) == (1, 0)
 
 
-def test_what_comes_after_the_stop_goes_back(queue, stack):
-    """A message that a poll brings after SIGTERM is not begun."""
-    assert work_once(queue, fail, Stop(requested=True)).fate is Fate.EMPTY
+def test_what_comes_after_the_stop_goes_back(shift, queue, stack, recording):
+    """A worker that ends begins nothing, and leaves nothing hidden."""
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+    shift.stop.ask("a test", None)
+    worker.work(shift, queue, Terms())
     assert counts(stack.queue_url) == (1, 0)
 
 
-def test_a_source_that_cannot_be_read_is_a_failed_turn(caplog):
-    """A queue that is gone for a while is one line in the log, and no end of the worker."""
-    assert work_once(BrokenSource(), fail, Stop()).fate is Fate.FAILED
-    assert caplog.messages == ["no route to the queue"]
-
-
-def test_sigterm_lets_the_job_in_hand_end(queue, stack):
-    """The job ends, its message is deleted, and no other is begun."""
-    ended = []
-
-    def process(upload):
-        terminate()
-        time.sleep(0.2)
-        ended.append(upload.key)
-
-    storage.store(f"s3://{stack.bucket}/uploads/b.wav", b"sound")
-    with worker.stoppable(30) as stop:
-        work(queue, process, stop, once=False)
-    assert ended == ["uploads/a.wav"]
-    assert counts(stack.queue_url) == (1, 0)
-
-
-def test_sigterm_gives_back_a_job_that_takes_too_long(queue, stack):
-    """After --stop-seconds the job is broken off, and its message is visible at once."""
+def test_an_idle_worker_ends(shift, queue):
+    """After --idle-seconds without work, and on SIGTERM within a poll."""
     began = time.monotonic()
-    with worker.stoppable(0.3) as stop:
-        work(queue, lambda _upload: (terminate(), time.sleep(30)), stop, once=False)
-    assert time.monotonic() - began < 10
-    assert counts(stack.queue_url) == (1, 0)
-
-
-def test_a_second_sigterm_gives_the_job_back_at_once(queue, stack):
-    """Who asks twice does not want to wait."""
+    worker.work(shift, queue, Terms(idle_seconds=1.0))
+    assert 1.0 <= time.monotonic() - began < 6
     began = time.monotonic()
-    with worker.stoppable(60) as stop, soon(terminate, 0.5), soon(terminate, 1):
-        work(queue, lambda _upload: time.sleep(30), stop, once=False)
-    assert time.monotonic() - began < 10
-    assert counts(stack.queue_url) == (1, 0)
-
-
-def test_sigterm_ends_an_idle_worker_within_a_poll(stack):
-    """A poll is short, as a signal does not end it."""
-    source = SqsSource(stack.queue_url)
-    source.receive().finish()
-    began = time.monotonic()
-    with worker.stoppable(60) as stop, soon(terminate, 0.5):
-        work(source, fail, stop, once=False)
+    with stoppable(60) as shift.stop, soon(terminate, 0.5):
+        worker.work(shift, SqsSource(queue.queue_url), Terms())
     assert time.monotonic() - began < 4
+
+
+def test_an_idle_worker_ends_its_instance_where_the_group_may_shrink(shift, queue):
+    """At the minimum it stays, and asks again after as long a time."""
+    asked = []
+
+    class Instance:
+        def end(self, *, smaller):
+            asked.append(smaller)
+            return len(asked) == 2
+
+    worker.work(shift, queue, Terms(idle_seconds=0.5, instance=Instance()))
+    assert asked == [True, True]
+
+
+def test_a_worker_of_an_older_image_ends_its_instance_after_its_job(shift, queue, stack, recording):
+    """The group puts one with the new image in its place: it does not shrink."""
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+    asked = []
+
+    class Instance:
+        def end(self, *, smaller):
+            asked.append(smaller)
+
+    class Outdating(Refusing):
+        def transcribe(self, windows, decoding):
+            if asked == [] and self.times > 0:  # after the self-test
+                shift.stop.outdated = True
+                shift.stop.ask("there is a newer image", None)
+            self.times += 1
+            return self.engine.transcribe(windows, decoding)
+
+    engine = Outdating(shift.desk.handle.engine, ZeroDivisionError(), 0)
+    shift.desk = replace(shift.desk, handle=replace(shift.desk.handle, engine=engine))
+    worker.run(shift, queue, Terms(instance=Instance()))
+    assert asked == [False]
+    assert len(json_below(f"s3://{stack.bucket}/results/")) == 1
+
+
+def test_once_gives_up_on_a_source_where_everything_fails(shift, no_pause, monkeypatch, recording):
+    """Without a dead-letter queue a failing message would come for ever; the failures are counted."""
+    monkeypatch.setattr(worker, "MOST_FAILURES", 3)
+    source = EndlessSource((Upload(str(recording.parent), "tone.wav", storage.version(str(recording))),))
+    refusing(shift, ZeroDivisionError(), times=1000)
+    with pytest.raises(TranscriptionError, match="3 failures in a row"):
+        worker.work(shift, source, ONCE)
+    assert set(source.fates) == {"released"}
+    assert len(source.fates) == source.received
+
+
+def test_once_gives_up_on_a_source_that_cannot_be_read(shift, monkeypatch, caplog):
+    """Nothing was given back, and yet it must not look as if all were done; each failure is one line."""
+    monkeypatch.setattr(worker, "MOST_FAILURES", 2)
+    with pytest.raises(TranscriptionError, match="failures in a row"):
+        worker.work(shift, BrokenSource(), ONCE)
+    assert set(caplog.messages) == {"no route to the queue"}
+
+
+@pytest.mark.parametrize(("failures", "left"), [(0, []), (2, []), (3, ["a.wav"])])
+def test_a_folders_recording_has_three_tries(shift, tmp_path, no_pause, failures, left):
+    """A retry that goes well makes up for the failures before it."""
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    tone(inbox / "a.wav", 1)
+    os.utime(inbox / "a.wav", (1, 1))
+    shift.desk = replace(shift.desk, output=str(tmp_path))
+    refusing(shift, ZeroDivisionError(), failures)
+    worker.work(shift, FolderSource(inbox, lambda name: name.endswith(".wav")), ONCE)
+    assert shift.given_back == {str(inbox / name) for name in left}
+    assert len(list(tmp_path.glob("results/a.wav/*/transcript.json"))) == 1 - len(left)
+
+
+def test_any_number_of_failures_has_its_pause(shift):
+    """A worker whose queue is away for a night must be there in the morning."""
+    shift.stop.ask("a test", 0)
+    service.pause(5000, shift)
+
+
+def test_a_duplicate_is_done_once(shift, queue, stack, recording, capsys):
+    """The same event three times, also right behind itself, gives one result, written once."""
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+    for _ in range(2):
+        body = json.dumps({"bucket": stack.bucket, "key": "uploads/a.wav"})
+        aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=body)
+    worker.work(shift, queue, ONCE)
+    assert sorted(line["status"] for line in journal_of(capsys)) == ["COMPLETED", "DONE_BEFORE", "DONE_BEFORE"]
+    assert counts(stack.queue_url) == (0, 0)
+    assert len(json_below(f"s3://{stack.bucket}/results/")) == 1
+
+
+def test_a_message_with_several_recordings_ends_with_its_last(shift, queue, stack, recording, no_pause):
+    """One of them fails at first: the message comes again, and the other one is not done twice."""
+    for name in ("a", "b"):
+        storage.upload(recording, f"s3://{stack.bucket}/elsewhere/{name}.wav")
+    found = [{"key": f"elsewhere/{name}.wav", "size": 9} for name in ("a", "b")]
+    for each in found:
+        each["versionId"] = storage.version(f"s3://{stack.bucket}/{each['key']}")
+    records = [
+        {"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": stack.bucket}, "object": each}} for each in found
+    ]
+    aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=json.dumps({"Records": records}))
+    refusing(shift, ZeroDivisionError())
+    worker.work(shift, queue, ONCE)
+    assert counts(stack.queue_url) == (0, 0)
+    assert len(json_below(f"s3://{stack.bucket}/results/")) == 2
+
+
+def test_three_uploads_of_one_key_have_three_results(shift, queue, stack, tmp_path):
+    """However fast they follow one another, each content is transcribed as what it is."""
+    sound = speech.samples()
+    words = {}
+    for number in range(3):
+        path = speech.write(tmp_path / f"{number}.wav", sound[number * 160_000 : number * 160_000 + 64_000])
+        storage.upload(path, f"s3://{stack.bucket}/uploads/a.wav")
+        words[storage.version(f"s3://{stack.bucket}/uploads/a.wav")] = path
+    worker.work(shift, queue, ONCE)
+    found = json_below(f"s3://{stack.bucket}/results/").values()
+    assert len(found) == len({said["input"]["identity"] for said in found}) == 3
+    for said in found:
+        job = names.job_for(Upload(str(tmp_path), "x", "1"), str(tmp_path), "0" * 16)
+        path = words[said["input"]["version"]]
+        alone = pipeline.fast_transcribe.transcribe_file(path, job, shift.desk.handle, shift.desk.decoding)
+        assert said["text"] == alone.transcript.text
+    assert len({said["text"] for said in found}) == 3
+
+
+@pytest.mark.parametrize("fate", ["removed", "replaced"])
+def test_a_recording_that_is_gone_by_now_is_done_with(shift, emulator, recording, capsys, fate):
+    """Without versions another content may lie in its place: it has its own event, and never the old identity."""
+    stack = make_stack(f"gone-{fate}", versioned=False)
+    address = f"s3://{stack.bucket}/uploads/a.wav"
+    storage.store(address, b"the first content")
+    source = SqsSource(stack.queue_url, Keeper(30), poll_seconds=0)
+    source.receive().finish()
+    if fate == "removed":
+        storage.remove(address)
+    else:
+        storage.upload(recording, address)
+    worker.work(shift, source, ONCE)
+    lines = journal_of(capsys)
+    assert [line["status"] for line in lines] == ["GONE", "COMPLETED"][: 1 + (fate == "replaced")]
+    assert len({line["identity"] for line in lines}) == len(lines)
+    assert list(storage.listing(f"s3://{stack.bucket}/failed/")) == []
+    assert counts(stack.queue_url) == (0, 0)
+
+
+def test_a_job_may_ask_for_its_own_options(shift, queue, stack, recording):
+    """Language and formats of one job are part of its identity; what the model can't do is its failure."""
+    storage.upload(recording, f"s3://{stack.bucket}/elsewhere/a.wav")
+    for options in ({"language": "german", "formats": ["vtt"]}, {"language": "klingon"}, {"formats": ["doc"]}):
+        body = json.dumps({"bucket": stack.bucket, "key": "elsewhere/a.wav", "options": options})
+        aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=body)
+    worker.work(shift, queue, ONCE)
+    (said,) = json_below(f"s3://{stack.bucket}/results/").values()
+    assert (said["options"]["language"], set(said["files"])) == ("de", {"vtt"})
+    failed = json_below(f"s3://{stack.bucket}/failed/").values()
+    assert [one["error"]["code"] for one in failed] == ["unsupported_option"] * 2
+
+
+@pytest.mark.parametrize("key", ["uploads/../../x", "uploads/-rf"])
+def test_a_key_that_is_made_to_harm_is_refused(shift, queue, stack, key):
+    """It is never fetched; its failure says why, under a name that leads nowhere."""
+    body = json.dumps({"bucket": stack.bucket, "key": key, "version_id": "v1"})
+    aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=body)
+    worker.work(shift, queue, ONCE)
+    ((address, said),) = json_below(f"s3://{stack.bucket}/failed/").items()
+    assert said["error"]["code"] == "refused_key"
+    assert ".." not in address
+
+
+def test_a_bucket_that_the_worker_was_not_told_is_refused(shift, queue, stack):
+    """Whoever may send a message must not choose what the worker's role reads."""
+    shift.desk = replace(shift.desk, buckets=frozenset({stack.bucket}))
+    aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody='{"bucket": "another-bucket", "key": "secret"}')
+    worker.work(shift, queue, ONCE)
+    assert counts(stack.queue_url) == (0, 0)
+    assert counts(stack.dead_letter_url) == (1, 0)
+
+
+@pytest.mark.parametrize("own", ["results/a.wav", "failed/a.wav", "work/a.wav"])
+def test_what_a_worker_wrote_is_no_recording(shift, queue, stack, recording, own):
+    """A notification without a prefix announces our own files too: they end there."""
+    storage.upload(recording, f"s3://{stack.bucket}/{own}")
+    aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=json.dumps({"bucket": stack.bucket, "key": own}))
+    worker.work(shift, queue, ONCE)
+    assert counts(stack.queue_url) == (0, 0)
+    assert json_below(f"s3://{stack.bucket}/") == {}
+
+
+def test_the_next_recording_is_decoded_while_the_model_works(shift, queue, stack, tmp_path):
+    """When the model comes to a recording, the sound is there already."""
+    for number in range(3):
+        storage.upload(tone(tmp_path / "a.wav", 1 + number), f"s3://{stack.bucket}/uploads/{number}.wav")
+    waiting = []
+
+    class Slow(Refusing):
+        def transcribe(self, windows, decoding):
+            time.sleep(1.0)
+            waiting.append(sorted(path.name for path in shift.folder.rglob("*.wav")))
+            return self.engine.transcribe(windows, decoding)
+
+    engine = Slow(shift.desk.handle.engine, ZeroDivisionError(), 0)
+    shift.desk = replace(shift.desk, handle=replace(shift.desk.handle, engine=engine))
+    worker.work(shift, queue, ONCE)
+    assert len(waiting[0]) == 3
 
 
 def test_an_output_that_cannot_be_written_costs_no_model(tmp_path):
@@ -136,85 +424,6 @@ def test_an_output_that_cannot_be_written_costs_no_model(tmp_path):
     assert done.exit_code == 1
     assert "cannot write into" in done.output
     assert done.output.count("\n") == 1
-
-
-def test_signal_handlers_are_put_back():
-    """Nothing of the worker's signals stays behind, not even a running alarm."""
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)
-    with worker.stoppable(60) as stop:
-        terminate()
-        assert stop.requested
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)) == before
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-
-
-@pytest.fixture
-def no_pause(monkeypatch):
-    """Let failures follow one another at once."""
-    monkeypatch.setattr(worker, "LONGEST_PAUSE", 0.0)
-
-
-def test_once_gives_up_on_a_source_where_everything_fails(no_pause):
-    """Without a dead-letter queue a failing message would come for ever; the failures are counted."""
-    source = EndlessSource()
-    with pytest.raises(TranscriptionError, match="10 failures in a row"):
-        work(source, fail, Stop(), once=True)
-    assert source.fates == ["released"] * worker.MOST_FAILURES
-
-
-def test_once_gives_up_on_a_source_that_cannot_be_read(no_pause):
-    """Nothing was given back, and yet it must not look as if all were done."""
-    with pytest.raises(TranscriptionError, match="10 failures in a row"):
-        work(BrokenSource(), fail, Stop(), once=True)
-
-
-@pytest.mark.parametrize(("failures", "left"), [(0, []), (1, []), (2, []), (3, ["a.wav"])])
-def test_what_was_done_in_the_end_was_not_given_back(tmp_path, no_pause, failures, left):
-    """A retry that goes well makes up for the failures before it; a folder's recording has three tries."""
-    tone(tmp_path / "a.wav", 1)
-    os.utime(tmp_path / "a.wav", (1, 1))
-    tries = []
-
-    def process(upload):
-        tries.append(upload)
-        if len(tries) <= failures:
-            raise ZeroDivisionError
-
-    source = FolderSource(tmp_path, lambda name: name.endswith(".wav"))
-    assert work(source, process, Stop(), once=True) == {str(tmp_path / name) for name in left}
-
-
-def test_a_source_that_fails_for_a_moment_is_read_again(tmp_path, no_pause):
-    """One failed look at the queue leaves no recording untranscribed."""
-    tone(tmp_path / "a.wav", 1)
-    os.utime(tmp_path / "a.wav", (1, 1))
-    source, broken = FolderSource(tmp_path, lambda name: name.endswith(".wav")), [BrokenSource()]
-    seen = []
-
-    class Flickering:
-        def receive(self):
-            return broken.pop().receive() if broken else source.receive()
-
-    assert work(Flickering(), seen.append, Stop(), once=True) == set()
-    assert [upload.key for upload in seen] == ["a.wav"]
-
-
-def test_any_number_of_failures_has_its_pause():
-    """A worker whose queue is away for a night must be there in the morning."""
-    worker._pause(5000, Stop(requested=True))
-
-
-def test_a_failing_worker_waits_before_it_takes_more():
-    """Failures in a row slow a worker down, so that a broken one does not empty the queue into the dead letters."""
-    source = EndlessSource()
-    with worker.stoppable(60) as stop, soon(terminate, 2.0):
-        work(source, fail, stop, once=False)
-    assert source.received == 2  # at once, after 1 s, and then 2 s later
-
-
-def test_out_of_time_is_not_swallowed_by_code_that_catches_exceptions():
-    """A library's `except Exception` must not keep a worker alive past its time."""
-    assert not issubclass(OutOfTime, Exception)
 
 
 @pytest.mark.parametrize(
@@ -267,50 +476,12 @@ def test_a_worker_has_exactly_one_source(arguments):
     assert "Give either --queue-url or --source" in outcome.output
 
 
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory, model):
-    """Load a model, with a folder for results."""
-    home = tmp_path_factory.mktemp("home")
-    handle = optimized_loader.load(ModelSpec(model, device="cpu", dtype="float32", home=home))
-    return worker.Desk(handle, Decoding(), ("json", "txt"), None)
-
-
-def test_a_recording_is_transcribed_once_for_each_content(desk, tmp_path):
-    """A duplicate is passed over, and a new version of the same name is not."""
-    tone(tmp_path / "a.wav", 1)
-    first = Upload(str(tmp_path), "a.wav", "v1")
-    assert worker.transcribe(desk, first).status == "COMPLETED"
-    assert worker.transcribe(desk, first) is None
-    assert worker.transcribe(desk, replace(first, version="v2")).status == "COMPLETED"
-    assert len(list(tmp_path.glob("results/a.wav/*/transcript.json"))) == 2
-
-
-def test_a_failure_is_written_once_too(desk, tmp_path):
-    """A duplicate of a recording that can't be transcribed is not tried again."""
-    (tmp_path / "a.wav").write_bytes(b"no sound")
-    upload = Upload(str(tmp_path), "a.wav", "v1")
-    assert worker.transcribe(desk, upload).error.code == "not_audio"
-    assert worker.transcribe(desk, upload) is None
-    assert len(list(tmp_path.glob("failed/a.wav/*.json"))) == 1
-
-
-def test_results_below_an_output_with_a_slash_are_no_recordings(desk, tmp_path):
-    """With a trigger for all keys the results come back as uploads: `-o s3://bucket/` must not make that a loop."""
-    tone(tmp_path / "a.wav", 1)
-    desk = replace(desk, output=f"{tmp_path}/")
-    result = worker.transcribe(desk, Upload(str(tmp_path), "a.wav", "v1"))
-    for file in result.files.values():
-        assert worker.transcribe(desk, Upload(str(tmp_path), file.address.removeprefix(f"{tmp_path}/"), "v1")) is None
-    assert [path.name for path in tmp_path.glob("results/*")] == ["a.wav"]
-    assert not (tmp_path / "failed").exists()
-
-
-@pytest.mark.parametrize("own", ["results/a.wav", "failed/a.wav", "work/a.wav"])
-def test_what_a_worker_wrote_is_no_recording(desk, tmp_path, own):
-    """A notification without a prefix announces our own files too: they end there."""
-    tone(tmp_path / "a.wav", 1)
-    assert worker.transcribe(desk, Upload(str(tmp_path), own, "v1")) is None
-    assert not (tmp_path / "results").exists()
+def test_an_output_in_a_bucket_of_recordings_is_refused_where_all_keys_trigger():
+    """`-o s3://b/ --trigger-prefix ""` is the loop itself; in another bucket than the recordings' it is none."""
+    with pytest.raises(TranscriptionError, match="would be taken for recordings"):
+        worker.refuse_loop("s3://b/", "", None, ("b",))
+    worker.refuse_loop("s3://texts/", "", None, ("b",))
+    worker.refuse_loop("s3://texts/uploads", "uploads/", None, ("b",))
 
 
 def start_worker(*arguments, home, **environment):
@@ -328,7 +499,7 @@ def run_worker(*arguments, home):
 
 
 @pytest.fixture(scope="module")
-def shift(emulator, model, tmp_path_factory):
+def served(emulator, model, tmp_path_factory):
     """One run of a real worker process: a good recording with an odd name, a text named .wav, and poison."""
     stack, folder = make_stack("shift"), tmp_path_factory.mktemp("shift")
     root = f"s3://{stack.bucket}"
@@ -344,18 +515,18 @@ def json_below(address):
     return {found: document(storage.read(found)) for found in storage.listing(address) if found.endswith(".json")}
 
 
-def test_a_worker_process_empties_the_queue(shift):
+def test_a_worker_process_empties_the_queue(served):
     """All messages are done with, the corrupt recording's too, and nothing went to the dead letters."""
-    stack, done, _, _ = shift
+    stack, done, _, _ = served
     assert done.returncode == 0, done.stderr
     assert counts(stack.queue_url) == (0, 0)
     assert counts(stack.dead_letter_url) == (0, 0)
-    assert done.stdout == ""
+    assert sorted(json.loads(line)["status"] for line in done.stdout.splitlines()) == ["COMPLETED", "FAILED"]
 
 
-def test_a_result_names_its_files_and_they_are_what_it_says(shift):
+def test_a_result_names_its_files_and_they_are_what_it_says(served):
     """Who reads the json can trust the files beside it: each has the hash and the size that stand there."""
-    stack, _, results, _ = shift
+    stack, _, results, _ = served
     ((address, said),) = results.items()
     assert address.startswith(f"s3://{stack.bucket}/results/{ODD}/{said['input']['identity']}/")
     assert said["status"] == "COMPLETED"
@@ -365,9 +536,9 @@ def test_a_result_names_its_files_and_they_are_what_it_says(shift):
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (file["sha256"], file["size"])
 
 
-def test_a_result_says_which_recording_it_is_of(shift):
+def test_a_result_says_which_recording_it_is_of(served):
     """The json has the recording's address and version, and its place is its identity's."""
-    stack, _, results, _ = shift
+    stack, _, results, _ = served
     (said,) = results.values()
     recording = f"s3://{stack.bucket}/{ODD}"
     version = storage.version(recording)
@@ -378,9 +549,9 @@ def test_a_result_says_which_recording_it_is_of(shift):
     assert said["input"]["identity"] == names.identity(upload, model, Decoding(), ("json", "txt", "srt", "vtt"))
 
 
-def test_a_corrupt_recording_has_its_failure_with_a_reason(shift):
+def test_a_corrupt_recording_has_its_failure_with_a_reason(served):
     """It is told, by a code and in words, and not tried again."""
-    stack, done, _, failed = shift
+    stack, done, _, failed = served
     ((address, said),) = failed.items()
     assert address.startswith(f"s3://{stack.bucket}/failed/uploads/text.wav/")
     assert said["status"] == "FAILED"
@@ -417,38 +588,105 @@ def wait_until(condition, process, seconds=120):
         time.sleep(0.05)
 
 
-def test_a_worker_process_gives_a_long_job_back(stack, model, tmp_path):
-    """SIGTERM in the middle of a long recording: a quick end, the message visible, and no temporary folder left."""
-    storage.upload(tone(tmp_path / "long.wav", 1200), f"s3://{stack.bucket}/uploads/long.wav")
+@pytest.fixture(scope="module")
+def half_an_hour(tmp_path_factory):
+    """Make a recording of 30 minutes out of the demo's longest one, and transcribe it undisturbed."""
+    import numpy as np
+
+    folder, sound = tmp_path_factory.mktemp("long"), speech.samples()
+    (folder / "speech").mkdir()
+    times = -(-1800 * 16_000 // len(sound))
+    path = speech.write(folder / "speech" / "long.wav", np.tile(sound, times)[: 1800 * 16_000])
+    return path, speech.undisturbed(path.parent, folder / "out", folder / "home")["long"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_long_recording_goes_on_where_a_killed_worker_left_it(emulator, half_an_hour, tmp_path, number):
+    """At most one batch is done twice, the words are those of an undisturbed run, and no trace of the try is left."""
+    path, wanted = half_an_hour
+    stack = make_stack(f"resume-{int(number)}", 6)
+    root = f"s3://{stack.bucket}"
+    storage.upload(path, f"{root}/uploads/long.wav")
+    arguments = ("--queue-url", stack.queue_url, "--model", "demo", "--visibility-timeout", "6", "--save-seconds", "0")
+    arguments += ("--batch-size", "2", "--stop-seconds", "5", "-f", "txt")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    SqsSource(stack.queue_url).receive().finish()  # S3's test event
-    arguments = ("--queue-url", stack.queue_url, "--model", model, "--batch-size", "1", "--stop-seconds", "1")
-    process = start_worker(*arguments, home=tmp_path / "home", TMPDIR=str(scratch))
+    process = start_worker(*arguments, home=tmp_path / "home", TMPDIR=str(scratch), OMP_NUM_THREADS="1")
     try:
-        wait_until(lambda: list(scratch.glob("transcribe-*/recording.wav")), process)
-        time.sleep(1)
-        assert counts(stack.queue_url) == (0, 1)
-        process.send_signal(signal.SIGTERM)
-        asked = time.monotonic()
-        _, said = process.communicate(timeout=60)
+        wait_until(lambda: rows_of(root) >= 20, process)
+        process.send_signal(number)
+        out, said = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert time.monotonic() - asked < 20
-    assert process.returncode == 0, said
-    assert "broken off and given back: " in said
-    assert "Traceback" not in said
-    assert counts(stack.queue_url) == (1, 0)
+    kept = rows_of(root)
+    if number == signal.SIGTERM:
+        assert process.returncode == 0, said
+        assert counts(stack.queue_url) == (1, 0)
+        assert list(scratch.iterdir()) == []
+    assert json_below(f"{root}/results/") == {}
+    time.sleep(0 if number == signal.SIGTERM else 6.5)
+    second = start_worker(*arguments, "--once", home=tmp_path / "home", TMPDIR=str(scratch), OMP_NUM_THREADS="1")
+    out, said = second.communicate(timeout=120)
+    assert second.returncode == 0, said
+    ((_, found),) = json_below(f"{root}/results/").items()
+    assert found["text"] == wanted
+    (line,) = [line for line in map(json.loads, out.splitlines()) if line.get("status") == "COMPLETED"]
+    assert line["retries"] == 1
+    assert 0 < line["resumed"] <= 30.0 * kept
+    assert line["resumed"] >= 30.0 * (kept - 2) * 0.6  # chunks are cut in pauses, in their last third
+    assert list(storage.listing(f"{root}/work/")) == []
     assert list(scratch.iterdir()) == []
-    assert list(storage.listing(f"s3://{stack.bucket}/results/")) == []
 
 
-def test_a_stop_without_a_job_in_hand_says_nothing_of_one(caplog):
-    """While the model is loaded there is nothing to give back."""
-    with caplog.at_level("INFO", "run_transcription"), worker.stoppable(0.1):
-        terminate()
-        time.sleep(5)
-    assert caplog.messages == ["stopped, as the time for it was over"]
+def rows_of(root):
+    """Return how many finished rows lie below a bucket's work/."""
+    return max((len(load(address).rows) for address in storage.listing(f"{root}/work/")), default=0)
+
+
+def test_a_spot_notice_ends_a_worker_and_gives_its_messages_back(stack, model, tmp_path, recording):
+    """Receiving stops; what can't end in time is visible again at once."""
+    storage.upload(tone(tmp_path / "long.wav", 3000), f"s3://{stack.bucket}/uploads/long.wav")
+    with metadata() as server:
+        said = {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 16))}
+        variables = {"AWS_EC2_METADATA_DISABLED": "false", "AWS_EC2_METADATA_SERVICE_ENDPOINT": server.endpoint}
+        arguments = ("--queue-url", stack.queue_url, "--model", model, "--batch-size", "1", "--save-seconds", "0")
+        process = start_worker(*arguments, home=tmp_path / "home", **variables)
+        try:
+            wait_until(lambda: rows_of(f"s3://{stack.bucket}") > 0, process)
+            server.facts["spot/instance-action"] = json.dumps(said)
+            _, log = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0, log
+    assert "a spot notice: terminate" in log
+    assert counts(stack.queue_url) == (1, 0)
+
+
+def test_a_job_that_hangs_is_given_back_and_the_worker_ends(stack, model, tmp_path, recording):
+    """A model that never answers hears no signal: the watching thread ends the process, and nothing is hidden."""
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+    program = (
+        "import time\nfrom run_transcription.engines import torch_engine\nfrom run_transcription.__main__ import main\n"
+        "hear = torch_engine.TorchEngine.transcribe\n"
+        "def hang(self, windows, decoding):\n"
+        "    if len(windows[0]) == 16000: time.sleep(600)\n"
+        "    return hear(self, windows, decoding)\n"
+        "torch_engine.TorchEngine.transcribe = hang\nmain()\n"
+    )
+    arguments = ["worker", "--queue-url", stack.queue_url, "--model", model, "--stall-seconds", "4"]
+    environment = os.environ | {"TRANSCRIBE_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "no progress for 4 s: the job hangs" in done.stderr
+    assert counts(stack.queue_url) == (1, 0)
+    assert list(tmp_path.glob("transcribe-worker-*")) == []
 
 
 def test_a_source_that_is_not_there_costs_no_model(emulator, tmp_path):
@@ -458,16 +696,6 @@ def test_a_source_that_is_not_there_costs_no_model(emulator, tmp_path):
         assert done.exit_code == 1
         assert done.output.count("\n") == 1
         assert "absent" in done.output
-
-
-def test_folder_sources_and_queues_are_one_kind_of_source(tmp_path):
-    """The loop needs to know nothing of where deliveries come from."""
-    tone(tmp_path / "a.wav", 1)
-    os.utime(tmp_path / "a.wav", (1, 1))
-    seen = []
-    source = FolderSource(Path(tmp_path), lambda name: name.endswith(".wav"))
-    assert work(source, seen.append, Stop(), once=True) == set()
-    assert [upload.key for upload in seen] == ["a.wav"]
 
 
 def test_a_wrong_language_is_no_recordings_fault(model, tmp_path):
