@@ -49,7 +49,7 @@ bench: setup ## measure loading beside its peers, with records in benchmarks/res
 	@$(MAKE) --no-print-directory summary
 
 faults: setup ## kill, stop and starve workers while everything around them fails, and count; ten minutes
-	@$(BIN)/python benchmarks/faults.py $(BENCH_ARGS)
+	@$(BIN)/python benchmarks/fault_run.py $(BENCH_ARGS)
 
 summary: setup ## write the tables of OPTIMIZATION_SUMMARY.md from the records
 	@$(BIN)/python benchmarks/summary.py

@@ -1,6 +1,6 @@
 """Run worker processes while everything around them fails, and count what came of it.
 
-usage: python benchmarks/faults.py [--quick] [--seed N] [--out FILE]     (--quick: 40 recordings instead of 300)
+usage: python benchmarks/fault_run.py [--quick] [--seed N] [--out FILE]     (--quick: 40 recordings instead of 300)
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def record(plan: Plan, counts: Counts) -> common.Record:
         "messages left in the queue": sum(counts.left),
     }
     bars = [common.at_most(name, [float(value)], 0.0) for name, value in wanted.items()]
-    return common.record("faults", conditions, [row], bars, ["boto3", "ministack", "torch", "transformers"])
+    return common.record("fault_run", conditions, [row], bars, ["boto3", "ministack", "torch", "transformers"])
 
 
 if __name__ == "__main__":
