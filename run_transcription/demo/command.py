@@ -93,7 +93,7 @@ def samples_in(folder: Path) -> list[Sample]:
 def worker_process(stack: Stack, model: str, scratch: Path) -> Iterator[tuple[Process, Path]]:
     """Run a worker on the queue while the block runs, as its own process; give the process and its log."""
     arguments = [sys.executable, "-m", "run_transcription", "worker", "--queue-url", stack.queue_url]
-    arguments += ["--model", model, "--dtype", "float32", "--stop-seconds", "1"]
+    arguments += ["--bucket", stack.bucket, "--model", model, "--dtype", "float32", "--stop-seconds", "1"]
     environment = os.environ | {
         "TMPDIR": str(scratch),
         "TRANSCRIBE_HOME": str(scratch / "home"),
