@@ -76,8 +76,9 @@ def worker(*, settings: Settings, formats: tuple[str, ...], spec: ModelSpec, dec
         folder = stack.enter_context(scratch.private_folder())
         if (instance := ec2.instance()) is not None:
             stack.enter_context(interruption.notices(instance, stop))
-        with interruption.guard(stop, heart, partial(service.leave, folder)):
+        with interruption.guard(stop, Heart(), partial(service.leave, folder)):
             handle = optimized_loader.load(spec)
+        heart.beat()  # loading is no job that hangs
         decoding = handle.engine.check(decoding)  # a wrong option is no recording's fault
         desk = Desk(handle, decoding, formats, output, frozenset(settings.buckets))
         journal = Journal(settings.price_per_hour, settings.notify_topic)

@@ -667,6 +667,7 @@ def test_a_spot_notice_ends_a_worker_and_gives_its_messages_back(stack, model, t
 
 def test_a_job_that_hangs_is_given_back_and_the_worker_ends(stack, model, tmp_path, recording):
     """A model that never answers hears no signal: the watching thread ends the process, and nothing is hidden."""
+    SqsSource(stack.queue_url).receive().finish()  # S3's test event
     storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
     program = (
         "import time\nfrom run_transcription.engines import torch_engine\nfrom run_transcription.__main__ import main\n"
@@ -676,7 +677,7 @@ def test_a_job_that_hangs_is_given_back_and_the_worker_ends(stack, model, tmp_pa
         "    return hear(self, windows, decoding)\n"
         "torch_engine.TorchEngine.transcribe = hang\nmain()\n"
     )
-    arguments = ["worker", "--queue-url", stack.queue_url, "--model", model, "--stall-seconds", "4"]
+    arguments = ["worker", "--queue-url", stack.queue_url, "--model", model, "--stall-seconds", "10"]
     environment = os.environ | {"TRANSCRIBE_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -687,7 +688,7 @@ def test_a_job_that_hangs_is_given_back_and_the_worker_ends(stack, model, tmp_pa
         timeout=120,
     )
     assert done.returncode == 1, done.stderr
-    assert "no progress for 4 s: the job hangs" in done.stderr
+    assert "no progress for 10 s: the job hangs" in done.stderr
     assert counts(stack.queue_url) == (1, 0)
     assert list(tmp_path.glob("transcribe-worker-*")) == []
 
