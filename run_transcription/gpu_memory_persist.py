@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STATE_FILE", "load_state", "open_state", "preload_gpu_model", "save_state"]
 
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 
 
 def fingerprint(source: ModelFolder, dtype: str) -> Fingerprint:
@@ -60,10 +60,11 @@ def preload_gpu_model(source: ModelFolder, folder: Path, dtype: str = "float16",
     model = mapped_model(source.path, dtype, "sdpa")
     generation_config = model.generation_config.to_json_string()  # an engine completes it, so: before
     heard = golden.hear(_engine(model.to(device), source))
-    return save_state(model, folder, source, fingerprint(source, dtype), _metadata(heard, generation_config))
+    return save_state(model, folder, source, fingerprint(source, dtype), metadata(heard, generation_config))
 
 
-def _metadata(heard: Golden, generation_config: str) -> dict[str, str]:
+def metadata(heard: Golden, generation_config: str) -> dict[str, str]:
+    """Return what a state knows of its model beside its fingerprint."""
     return {"generation_config": generation_config, "golden": json.dumps(asdict(heard), ensure_ascii=False)}
 
 
@@ -119,8 +120,19 @@ def begin(folder: Path, wanted: Fingerprint | None, *, gpu: bool) -> Reading:
             raise TranscriptionError(
                 f"the state in {folder} is damaged: the small files beside it are not those that it was made with"
             )
+        reading = Reading(state, gpu=gpu)
         undo.pop_all()
-    return Reading(state, gpu=gpu)
+    return reading
+
+
+def require_unchanged(reading: Reading) -> None:
+    """Raise TranscriptionError where the small files beside a state were replaced since its reading began.
+
+    The state itself is an open file, which stays what it is.
+    """
+    state = reading.state
+    if state.made_from.config_sha256 != _config_sha256(state.folder):
+        raise TranscriptionError(f"the state in {state.folder} was replaced while it was read")
 
 
 def load_state(
@@ -161,7 +173,10 @@ def require_same(found: Fingerprint, wanted: Fingerprint) -> None:
 
 def _config_sha256(folder: Path) -> str:
     """Return the sha256 of config, tokenizer and whatever else lies beside the weights."""
-    return model_folder.sha256(model_folder.small_files(folder))
+    try:
+        return model_folder.sha256(model_folder.small_files(folder))
+    except OSError as error:
+        raise TranscriptionError(f"{error.filename} could not be read: {error.strerror}") from error
 
 
 def _engine(model: WhisperForConditionalGeneration, source: ModelFolder) -> Engine:
