@@ -93,12 +93,12 @@ def load_standard(request: Request) -> Loaded:
     from transformers import WhisperForConditionalGeneration
     from transformers.utils import logging as progress
 
-    from run_transcription.engines.assemble import read_config, read_generation_config
+    from run_transcription.engines.assemble import making, read_config, read_generation_config
 
     progress.disable_progress_bar()
     source = request.source or download(request.spec)
     config = read_config(source.path)
-    with _errors_told(source):
+    with _errors_told(source), making:
         model, said = WhisperForConditionalGeneration.from_pretrained(
             source.path,
             dtype=getattr(torch, request.dtype),

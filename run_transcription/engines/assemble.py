@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 _NAMED = 3  # tensors named in a message
-_making = threading.Lock()  # transformers sets torch's default dtype meanwhile: two at once would leave theirs behind
+making = threading.Lock()  # transformers sets torch's default dtype meanwhile: two at once would leave theirs behind
 
 
 def mapped_model(folder: Path, dtype: str, attention: str) -> WhisperForConditionalGeneration:
@@ -51,7 +51,7 @@ def empty_model(folder: Path, dtype: torch.dtype, attention: str) -> WhisperForC
     from transformers import WhisperForConditionalGeneration
 
     config = read_config(folder)
-    with _making, torch.device("meta"):
+    with making, torch.device("meta"):
         model: WhisperForConditionalGeneration = WhisperForConditionalGeneration._from_config(  # noqa: SLF001
             config, dtype=dtype, attn_implementation=attention
         )
