@@ -104,5 +104,5 @@ def _state(model: object, folder: Path) -> state_header.Header:
     source = model_folder.resolve(ModelSpec(str(folder)))
     made_from = gpu_memory_persist.fingerprint(source, "float16")
     silent = golden.Golden("", "", "", "float16", (), (), ())
-    more = gpu_memory_persist.metadata(silent, model.generation_config.to_json_string())
-    return gpu_memory_persist.save_state(model, folder / "state", source, made_from, more)
+    facts = gpu_memory_persist.metadata(made_from, silent, model.generation_config.to_json_string())
+    return gpu_memory_persist.save_state(model, folder / "state", source, facts)

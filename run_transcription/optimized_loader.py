@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,8 +24,6 @@ from run_transcription.records import Fingerprint, LoadReport, ModelFacts, Model
 from run_transcription.timeline import Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import WhisperForConditionalGeneration
 
     from run_transcription.engines.vocabulary import Vocabulary
@@ -79,10 +77,10 @@ def load_gpu_state(request: Request) -> Loaded:
 
 def load_mapped(request: Request) -> Loaded:
     """Map the checkpoint's safetensors; on a CPU in the checkpoint's own dtype nothing is copied."""
-    from run_transcription.engines.assemble import mapped_model
+    from run_transcription.engines.assemble import errors_told, mapped_model
 
     source = request.source or download(request.spec)
-    with _errors_told(source):
+    with errors_told(source.path):
         model = mapped_model(source.path, request.dtype, request.spec.attention).to(request.device)
     return _with_tokenizer(model, source)
 
@@ -93,12 +91,12 @@ def load_standard(request: Request) -> Loaded:
     from transformers import WhisperForConditionalGeneration
     from transformers.utils import logging as progress
 
-    from run_transcription.engines.assemble import making, read_config, read_generation_config
+    from run_transcription.engines.assemble import errors_told, making, read_config, read_generation_config
 
     progress.disable_progress_bar()
     source = request.source or download(request.spec)
     config = read_config(source.path)
-    with _errors_told(source), making:
+    with errors_told(source.path), making:
         model, said = WhisperForConditionalGeneration.from_pretrained(
             source.path,
             dtype=getattr(torch, request.dtype),
@@ -119,17 +117,6 @@ def _with_tokenizer(model: WhisperForConditionalGeneration, source: ModelFolder)
     from run_transcription.engines import vocabulary
 
     return Loaded(model, source, vocabulary.read(source.path))
-
-
-@contextmanager
-def _errors_told(source: ModelFolder) -> Iterator[None]:
-    """Say in one line what the libraries find wrong with a checkpoint."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise TranscriptionError(f"{source.path} can't be loaded: {' '.join(str(error).split())}") from error
 
 
 STRATEGIES = (
@@ -169,7 +156,11 @@ def _first(request: Request, strategies: tuple[Strategy, ...]) -> ModelHandle:
         except Exception as error:
             skipped.append(Skipped(strategy.name, " ".join(str(error).split()) or type(error).__name__))
             unexpected = not isinstance(error, TranscriptionError)
-            logger.warning("%s failed: %s", strategy.name, skipped[-1].reason, exc_info=unexpected)
+            remedy = f"; to make it anew: run-transcription preload --model {request.spec.model}"
+            more = remedy if strategy.load is load_gpu_state else ""
+            logger.warning("%s failed: %s%s", strategy.name, skipped[-1].reason, more, exc_info=unexpected)
+    if len(strategies) == 1:
+        raise ModelNotLoaded(skipped[0].reason)
     reasons = "; ".join(
         f"{', '.join(skip.strategy for skip in skipped if skip.reason == reason)}: {reason}"
         for reason in dict.fromkeys(skip.reason for skip in skipped)
@@ -277,8 +268,8 @@ def main(spec: ModelSpec, action: str, require: str | None, *, as_json: bool) ->
         trials.append(trial.attempt(strategy.name, partial(load, spec, (strategy,)), right, floor))
         if (found := trials[-1].facts) is not None:  # a state says the dtype: the others are compared in the same
             spec = replace(spec, dtype=found.dtype)
-    click.echo(trial.as_json(trials) if as_json else trial.table(trials))
     problems = trial.problems(trials, require)
+    click.echo(trial.as_json(trials, spec.model, problems) if as_json else trial.table(trials))
     for problem in problems:
         click.echo(problem, err=True)
     sys.exit(1 if problems else 0)

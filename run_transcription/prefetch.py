@@ -55,5 +55,7 @@ def _read(what: str, paths: list[Path], threads: int) -> None:
     began = time.perf_counter()
     size = byte_mover.read_ahead(paths, threads)
     seconds = time.perf_counter() - began
-    rate = f", {size / seconds / 1e9:.2f} GB/s" if size else f": none in {paths[0].parent}" if paths else ""
-    click.echo(f"{what}  {size / 1e6:.1f} MB in {seconds:.2f} s{rate}")
+    if size:
+        click.echo(f"{what}  {size / 1e6:.1f} MB in {seconds:.2f} s, {size / seconds / 1e9:.2f} GB/s")
+    else:
+        click.echo(f"{what}  nothing to read{f' in {paths[0].parent}' if paths else ''}")

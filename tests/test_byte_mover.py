@@ -199,7 +199,7 @@ def test_prefetch_without_a_state_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv("TRANSCRIBE_HOME", str(tmp_path))
     done = CliRunner().invoke(prefetch.prefetch, ["--model", "example/whisper"])
     assert done.exit_code == 0, done.output
-    assert f"none in {tmp_path}" in done.stdout
+    assert f"nothing to read in {tmp_path}" in done.stdout
 
 
 def test_prefetch_knows_the_libraries_of_torch():

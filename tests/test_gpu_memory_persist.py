@@ -393,10 +393,38 @@ def test_a_killed_save_leaves_the_old_state(source, state, step):
     assert persist.load_state(state, None, "cpu").dtype == torch.float32
 
 
+def test_a_broken_checkpoint_is_one_line(source, tmp_path, monkeypatch):
+    """Weights cut in half give no state and no traceback."""
+    monkeypatch.setenv("TRANSCRIBE_HOME", str(tmp_path / "home"))
+    broken = Path(shutil.copytree(source.path, tmp_path / "broken"))
+    os.truncate(broken / "model.safetensors", (broken / "model.safetensors").stat().st_size // 2)
+    done = CliRunner().invoke(persist.main, ["--model", str(broken)])
+    assert done.exit_code == 1
+    assert "broken can't be loaded: " in done.stderr
+    assert isinstance(done.exception, SystemExit)
+
+
+def test_what_is_no_state_is_not_replaced(source, made, tmp_path):
+    """A file of somebody's, or a folder that is no state, is left alone and named; a link is followed."""
+    precious, folder, elsewhere = tmp_path / "precious", tmp_path / "folder", tmp_path / "elsewhere"
+    precious.write_text("precious")
+    folder.mkdir()
+    (folder / "precious").write_text("precious")
+    for place in (precious, folder):
+        with pytest.raises(TranscriptionError, match=f"{place} is in the way of a state, and is none"):
+            persist.preload_gpu_model(source, place)
+    assert precious.read_text() == (folder / "precious").read_text() == "precious"
+    shutil.copytree(made, elsewhere)
+    (tmp_path / "link").symlink_to(elsewhere)
+    persist.preload_gpu_model(source, tmp_path / "link", "float32")
+    assert (tmp_path / "link").is_symlink()
+    assert persist.read_fingerprint(elsewhere).dtype == "float32"
+
+
 def test_a_file_in_the_way(source, made, tmp_path):
     """Where the folder of the states is a file, saving is one line, and loading finds no state."""
     (tmp_path / "gpu_state").write_text("in the way")
-    with pytest.raises(TranscriptionError, match="could not be written: .*(exists|Not a directory)"):
+    with pytest.raises(TranscriptionError, match="could not be written: .*(exists|Not a directory): .*gpu_state"):
         persist.preload_gpu_model(source, tmp_path / "gpu_state" / "tiny")
     with pytest.raises(Unavailable, match="no state in .*: Not a directory"):
         persist.load_state(tmp_path / "gpu_state" / "tiny", None, "cpu")
@@ -423,7 +451,7 @@ def test_no_permission(source, state):
     (state / persist.STATE_FILE).chmod(0)
     try:
         with nobody(), pytest.raises(TranscriptionError, match="could not be written: Permission denied"):
-            persist.save_state(model, state, source, made_from, persist.metadata(heard, "{}"))
+            persist.save_state(model, state, source, persist.metadata(made_from, heard, "{}"))
         with nobody(), pytest.raises(Unavailable, match="no state in .*: Permission denied"):
             persist.load_state(state, None, "cpu")
     finally:
@@ -468,6 +496,7 @@ def test_preload_fails_where_the_state_hears_something_else(source, tmp_path, mo
     done = CliRunner().invoke(persist.main, ["--model", str(source.path), "--dtype", "float32"])
     assert done.exit_code == 1
     assert "does not transcribe as the model does: they heard different clips" in done.stderr
+    assert not (tmp_path / "gpu_state" / "tiny").exists()
 
 
 def test_nothing_is_pickled(made):

@@ -62,9 +62,10 @@ def compare(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def replacing(folder: Path) -> Iterator[Path]:
     """Lend the path of a new folder, which takes the place of `folder` when the block has ended well.
 
-    One at a time: a second one waits. Whatever one that was killed has left beside the folder is removed.
+    One at a time: a second one waits. Whatever one that was killed has left beside the folder is removed. Raises
+    TranscriptionError where something else stands in its place.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = require_place(folder)
     with _locked(folder.parent):
         prefix = f".{folder.name}-"
         for left in folder.parent.glob(f"{prefix}*"):
@@ -77,6 +78,25 @@ def replacing(folder: Path) -> Iterator[Path]:
                 _to_disk(path)
             _exchange(new, folder, Path(workshop) / "old")
             _to_disk(folder.parent)
+
+
+def require_place(folder: Path) -> Path:
+    """Return where a state's folder goes, links followed, once it is known that it can be written there.
+
+    Raises TranscriptionError where it can't, or where something stands that is no state: nothing else is replaced.
+    """
+    place = folder.resolve()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place.parent).close()
+        foreign = place.exists() and not (place / STATE_FILE).exists() and (not place.is_dir() or any(place.iterdir()))
+    except OSError as error:
+        raise TranscriptionError(
+            f"the state {folder} could not be written: {error.strerror}: {error.filename or place.parent}"
+        ) from error
+    if foreign:
+        raise TranscriptionError(f"{place} is in the way of a state, and is none: move it elsewhere")
+    return place
 
 
 def _exchange(new: Path, folder: Path, old: Path) -> None:

@@ -13,6 +13,8 @@ from run_transcription.engines import byte_mover, golden
 from run_transcription.errors import ModelNotLoaded, TranscriptionError
 from run_transcription.records import ModelFacts, ModelHandle
 
+SMALL = 100_000_000  # bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Floor:
@@ -54,7 +56,8 @@ def attempt(strategy: str, load: Callable[[], ModelHandle], wanted: golden.Golde
         handle = load()
     except ModelNotLoaded as error:
         return Trial(strategy, time.perf_counter() - began, floor, reason=str(error))
-    loaded = Trial(strategy, time.perf_counter() - began, floor, None, handle.engine.facts, _memory() - before)
+    seconds, memory = time.perf_counter() - began, max(0, _memory() - before)
+    loaded = Trial(strategy, seconds, floor, None, handle.engine.facts, memory)
     began = time.perf_counter()
     try:
         heard = golden.hear(handle.engine)
@@ -71,7 +74,7 @@ def attempt(strategy: str, load: Callable[[], ModelHandle], wanted: golden.Golde
 def problems(trials: Sequence[Trial], require: str | None) -> list[str]:
     """Return what is wrong with trials, the first that worked being the winner; nothing where all is well."""
     found = [f"{trial.strategy} {trial.verdict}" for trial in trials if not trial.sound]
-    winner = next((trial.strategy for trial in trials if trial.facts is not None), None)
+    winner = winner_of(trials)
     if winner is None:
         found.append("no strategy can load the model")
     elif require not in (None, winner):
@@ -87,17 +90,28 @@ def table(trials: Sequence[Trial]) -> str:
         if trial.facts is None:
             lines.append(f"{trial.strategy:<10} {'-':>8} {'-':>7} {'-':>9} {'-':>9} {'-':>8}  {trial.reason}")
             continue
-        floor = trial.floor
-        rate, share = floor.size / trial.seconds / 1e9, floor.seconds / trial.seconds
         result = f"{trial.facts.dtype} on {trial.facts.device}, {trial.verdict}"
-        numbers = f"{trial.seconds:>8.2f} {rate:>7.2f} {share:>9.1%} {trial.memory / 1e6:>6.0f} MB"
+        numbers = f"{trial.seconds:>8.2f} {_speed(trial)} {trial.memory / 1e6:>6.0f} MB"
         lines.append(f"{trial.strategy:<10} {numbers} {trial.first_seconds:>6.2f} s  {result}")
     return "\n".join(lines)
 
 
-def as_json(trials: Sequence[Trial]) -> str:
+def _speed(trial: Trial) -> str:
+    """Return GB/s and the share of the floor; of a small file they would only tell how threads are started."""
+    if trial.floor.size < SMALL:
+        return f"{'-':>7} {'-':>9}"
+    return f"{trial.floor.size / trial.seconds / 1e9:>7.2f} {trial.floor.seconds / trial.seconds:>9.1%}"
+
+
+def winner_of(trials: Sequence[Trial]) -> str | None:
+    """Return the first strategy that loaded the model, which is the one that is used."""
+    return next((trial.strategy for trial in trials if trial.facts is not None), None)
+
+
+def as_json(trials: Sequence[Trial], model: str, problems: Sequence[str]) -> str:
     """Return all of it as one JSON object."""
-    return json.dumps({"strategies": [asdict(trial) for trial in trials]}, indent=2)
+    said = {"model": model, "winner": winner_of(trials), "problems": problems}
+    return json.dumps({**said, "strategies": [asdict(trial) for trial in trials]}, indent=2)
 
 
 def _memory() -> int:
