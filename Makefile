@@ -43,7 +43,7 @@ format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: setup ## measure loading beside its peers, with records in benchmarks/results; some 20 GB of disk, an hour
+bench: setup ## measure loading beside its peers, with records in benchmarks/results; some 16 GB of disk, an hour
 	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
 	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
 	@$(MAKE) --no-print-directory summary
@@ -51,7 +51,7 @@ bench: setup ## measure loading beside its peers, with records in benchmarks/res
 faults: setup ## kill, stop and starve workers while everything around them fails, and count; ten minutes
 	@$(BIN)/python benchmarks/fault_run.py $(BENCH_ARGS)
 
-summary: setup ## write the tables of OPTIMIZATION_SUMMARY.md from the records
+summary: setup ## write the tables and pictures of OPTIMIZATION_SUMMARY.md from the records
 	@$(BIN)/python benchmarks/summary.py
 
 demo-model-card: setup ## measure the demo model on speech it never heard and write its card (espeak-ng; half an hour)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import platform
 import statistics
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -58,15 +60,16 @@ def record(
     name: str, conditions: dict[str, object], rows: Sequence[Row], bars: Sequence[Bar], packages: Sequence[str]
 ) -> Record:
     """Complete what was measured by where and with what."""
-    command = " ".join(["python", f"benchmarks/{name}.py", *(word for word in sys.argv[1:] if "/" not in word)])
-    versions = {package: version for package in packages if (version := _version(package))}
-    return Record(name, commit(), command, machine(), versions, conditions, list(rows), list(bars))
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_without_paths(sys.argv[1:])])
+    versions = {"python": platform.python_version()}
+    versions |= {package: version for package in packages if (version := _version(package))}
+    return Record(name, _COMMIT, command, machine(), versions, conditions, list(rows), list(bars))
 
 
 def row(labels: dict[str, str], seconds: Sequence[float], error: str | None = None, **more: object) -> Row:
     """Make a row; its median is that of the timings."""
-    median = statistics.median(seconds) if seconds else None
-    return Row(labels, [round(each, 4) for each in seconds], None if median is None else round(median, 4), more, error)
+    rounded = [round(each, 4) for each in seconds]
+    return Row(labels, rounded, statistics.median(rounded) if rounded else None, more, error)
 
 
 def at_most(name: str, values: Sequence[float], limit: float, floor: Sequence[float] = ()) -> Bar:
@@ -83,11 +86,30 @@ def spread(values: Sequence[float]) -> float:
 
 
 def write(made: Record, out: Path | None, *, quick: bool) -> Path:
-    """Write a record to benchmarks/results, a quick one beside it under a name of its own."""
+    """Write a record to benchmarks/results, a quick one beside it under a name that git ignores."""
     path = out or RESULTS / f"{made.name}{'-quick' if quick else ''}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(made), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def child(command: Sequence[str]) -> dict[str, Any]:
+    """Run a program of this checkout, and return the JSON of its last line, or the error that it ended with."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        return {"error": " ".join(done.stderr.strip().splitlines()[-1:]) or f"status {done.returncode}"}
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def make_memory_ready(size: int) -> None:
+    """Touch bytes of memory and give them back, so that a virtual machine's host has put real memory behind them."""
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE)
+        for place in range(0, size, mmap.PAGESIZE):
+            block[place] = 1
 
 
 def commit() -> str:
@@ -113,6 +135,15 @@ def machine() -> dict[str, object]:
         "load": os.getloadavg()[0],
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+
+
+_COMMIT = commit()  # as it was when the program began, not an hour later
+
+
+def _without_paths(words: Sequence[str]) -> list[str]:
+    """Leave out where files were put, which is a matter of the machine."""
+    left = iter(words)
+    return [word for word in left if word not in {"--out", "--folder"} or not next(left, "")]
 
 
 def _gpu() -> str | None:

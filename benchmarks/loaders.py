@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +22,11 @@ PLAIN, PICKLED, SERIALIZED, STATE = "model.safetensors", "model.bin", "model.ten
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A row of the table: the file that it reads, and whether the weights end in memory of their own."""
+    """A row of the table, and the file that it reads."""
 
     name: str
     file: str
     load: Callable[[Path, str], WhisperForConditionalGeneration | None]
-    private: bool = True
 
 
 def ours(folder: Path, device: str, *, checked: bool = True) -> WhisperForConditionalGeneration:
@@ -103,14 +102,12 @@ def tensorizer(folder: Path, device: str) -> WhisperForConditionalGeneration:
 
 def disk_floor(folder: Path, device: str) -> None:  # noqa: ARG001 - a Way's signature
     """Read the file with all threads into a reused buffer: as fast as it comes."""
-    _floor(folder, [Nowhere() for _ in range(THREADS)])
+    _floor(folder, lambda _: [Nowhere() for _ in range(THREADS)])
 
 
 def memory_floor(folder: Path, device: str) -> None:  # noqa: ARG001
     """Read the file into one fresh allocation of huge pages, and make nothing of it."""
-    state = state_reader.open_state(folder / "state")
-    _floor(folder, [Memory(state.header.size)] * THREADS)
-    state.file.close()
+    _floor(folder, lambda size: [Memory(size)] * THREADS)
 
 
 def ring_floor(folder: Path, device: str) -> None:
@@ -119,9 +116,7 @@ def ring_floor(folder: Path, device: str) -> None:
 
     from run_transcription.engines.ring import rings
 
-    state = state_reader.open_state(folder / "state")
-    _floor(folder, rings(torch.empty(state.header.size, dtype=torch.uint8, device=device)))
-    state.file.close()
+    _floor(folder, lambda size: rings(torch.empty(size, dtype=torch.uint8, device=device)))
 
 
 def touch(model: WhisperForConditionalGeneration) -> float:
@@ -138,10 +133,10 @@ WAYS = (
     Way("ring floor", STATE, ring_floor),
     Way("ours", STATE, ours),
     Way("ours, unchecked", STATE, unchecked),
-    Way("from_pretrained", PLAIN, from_pretrained, private=False),
+    Way("from_pretrained", PLAIN, from_pretrained),
     Way("torch.load", PICKLED, torch_load),
-    Way("torch.load, mmap", PICKLED, torch_load_mapped, private=False),
-    Way("safetensors", PLAIN, safetensors, private=False),
+    Way("torch.load, mmap", PICKLED, torch_load_mapped),
+    Way("safetensors", PLAIN, safetensors),
     Way("fastsafetensors", PLAIN, fastsafetensors),
     Way("runai streamer", PLAIN, runai),
     Way("tensorizer", SERIALIZED, tensorizer),
@@ -149,9 +144,9 @@ WAYS = (
 FLOORS = tuple(way.name for way in WAYS[:3])
 
 
-def _floor(folder: Path, lanes: list[Lane]) -> None:
+def _floor(folder: Path, lanes: Callable[[int], Sequence[Lane]]) -> None:
     with state_reader.open_state(folder / "state") as state:
-        Moving(state.file.fileno(), state.extent(checked=False), lanes).wait()
+        Moving(state.file.fileno(), state.extent(checked=False), lanes(state.header.size)).wait()
 
 
 def _model(folder: Path, tensors: dict[str, torch.Tensor]) -> WhisperForConditionalGeneration:

@@ -1,4 +1,4 @@
-"""Render the tables of OPTIMIZATION_SUMMARY.md from the records in benchmarks/results.
+"""Render the tables and pictures of OPTIMIZATION_SUMMARY.md from the records in benchmarks/results.
 
 usage: python benchmarks/summary.py [--check]       (--check changes nothing, and fails where the document is behind)
 """
@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import charts
+
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "OPTIMIZATION_SUMMARY.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -18,10 +20,13 @@ _PLACE = re.compile(r"(<!-- (?P<name>[\w-]+): begin -->\n).*?(<!-- (?P=name): en
 
 
 def main() -> None:
-    """Write the document anew, or compare it."""
+    """Write the document and its pictures anew, or compare the document."""
     now, then = rendered(DOCUMENT.read_text(encoding="utf-8"), RESULTS), DOCUMENT.read_text(encoding="utf-8")
     if "--check" not in sys.argv[1:]:
         DOCUMENT.write_text(now, encoding="utf-8")
+        for name in charts.CHARTS:
+            if (path := RESULTS / f"{name}.json").exists():
+                charts.draw(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".svg"))
     elif now != then:
         sys.exit(f"{DOCUMENT.name} is behind the records: make summary")
 
@@ -35,7 +40,8 @@ def _section(path: Path) -> str:
     if not path.exists():
         return "Not measured yet.\n"
     record = json.loads(path.read_text(encoding="utf-8"))
-    parts = [_origin(record), _rows(record["rows"]), _bars(record["bars"])]
+    drawn = f"![{path.stem}](benchmarks/results/{path.stem}.svg)" if path.stem in charts.CHARTS else ""
+    parts = [_origin(record), drawn, _rows(record["rows"]), _bars(record["bars"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

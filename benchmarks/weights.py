@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loaders import PICKLED, PLAIN, SERIALIZED
 
 from run_transcription import gpu_memory_persist
 from run_transcription.engines import golden, model_folder, state_header
 from run_transcription.records import ModelSpec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 # width, encoder layers, decoder layers, heads, mel bins, ids; tensors and bytes in float16, to be sure of the shape
 SHAPES = {
@@ -26,13 +31,46 @@ def make(shape: str, folder: Path) -> Path:
     import tiny_whisper
     import torch
     from safetensors.torch import save_file
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-    (width, encoder, decoder, heads, mels, ids), tensors, size = SHAPES[shape]
     vocabulary = tiny_whisper.tokenizer()
-    named = {"decoder_start_token_id": vocabulary.token_to_id("<|startoftranscript|>")}
+    model = _random(shape, vocabulary)
+    folder.mkdir(parents=True)
+    model.config.save_pretrained(folder)
+    vocabulary.save(str(folder / "tokenizer.json"))
+    plain = {name: weight.detach() for name, weight in model.named_parameters()}
+    save_file(plain, folder / PLAIN, metadata={"format": "pt"})
+    torch.save(plain, folder / PICKLED)
+    _serialize(plain, folder / SERIALIZED)
+    _state(model, folder)
+    return folder
+
+
+def _random(shape: str, vocabulary: Tokenizer) -> WhisperForConditionalGeneration:
+    """Return a model of a shape with random weights in float16."""
+    import torch
+    from transformers import WhisperForConditionalGeneration
+
+    _, tensors, size = SHAPES[shape]
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(_config(shape, vocabulary)).half()
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    weights = list(model.parameters())
+    for weight in weights:
+        weight.data.uniform_(-0.02, 0.02)
+    found = (len(weights), sum(weight.nbytes for weight in weights))
+    if found != (tensors, size):
+        message = f"{shape} has {found[0]} tensors and {found[1]} bytes instead of {tensors} and {size}"
+        raise ValueError(message)
+    return model
+
+
+def _config(shape: str, vocabulary: Tokenizer) -> WhisperConfig:
+    from transformers import WhisperConfig
+
+    (width, encoder, decoder, heads, mels, ids), _, _ = SHAPES[shape]
     end = vocabulary.token_to_id("<|endoftext|>")
-    config = WhisperConfig(
+    return WhisperConfig(
         vocab_size=ids,
         num_mel_bins=mels,
         d_model=width,
@@ -45,29 +83,9 @@ def make(shape: str, folder: Path) -> Path:
         pad_token_id=end,
         bos_token_id=end,
         eos_token_id=end,
+        decoder_start_token_id=vocabulary.token_to_id("<|startoftranscript|>"),
         dtype="float16",
-        **named,
     )
-    with torch.device("meta"):
-        model = WhisperForConditionalGeneration(config).half()
-    model.to_empty(device="cpu")
-    model.tie_weights()
-    weights = dict(model.named_parameters())
-    for weight in weights.values():
-        weight.data.uniform_(-0.02, 0.02)
-    found = (len(weights), sum(weight.nbytes for weight in weights.values()))
-    if found != (tensors, size):
-        message = f"{shape} has {found[0]} tensors and {found[1]} bytes instead of {tensors} and {size}"
-        raise ValueError(message)
-    folder.mkdir(parents=True)
-    config.save_pretrained(folder)
-    vocabulary.save(str(folder / "tokenizer.json"))
-    plain = {name: weight.detach() for name, weight in weights.items()}
-    save_file(plain, folder / PLAIN, metadata={"format": "pt"})
-    torch.save(plain, folder / PICKLED)
-    _serialize(plain, folder / SERIALIZED)
-    _state(model, folder)
-    return folder
 
 
 def _serialize(plain: dict, path: Path) -> None:
@@ -85,6 +103,6 @@ def _state(model: object, folder: Path) -> state_header.Header:
     """Write the state; its golden result stays empty, as nothing is decoded here."""
     source = model_folder.resolve(ModelSpec(str(folder)))
     made_from = gpu_memory_persist.fingerprint(source, "float16")
-    silent = golden.Golden("", "cpu", "float16", (), (), ())
-    more = gpu_memory_persist._metadata(silent, model.generation_config.to_json_string())  # noqa: SLF001
-    return gpu_memory_persist.save_state(model, folder / "state", source, made_from, more)
+    silent = golden.Golden("", "", "", "float16", (), (), ())
+    facts = gpu_memory_persist.metadata(made_from, silent, model.generation_config.to_json_string())
+    return gpu_memory_persist.save_state(model, folder / "state", source, facts)

@@ -9,10 +9,11 @@ from, what the model makes of the golden clip, a checksum of each 16 MiB of data
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ from run_transcription.records import Fingerprint, ModelFacts, ModelFolder, Mode
 from run_transcription.timeline import Timeline
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import WhisperForConditionalGeneration
 
     from run_transcription.engines.golden import Golden
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["STATE_FILE", "load_state", "open_state", "preload_gpu_model", "save_state"]
 
-FORMAT_VERSION = "2"
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = "3"
 
 
 def fingerprint(source: ModelFolder, dtype: str) -> Fingerprint:
@@ -49,41 +54,61 @@ def fingerprint(source: ModelFolder, dtype: str) -> Fingerprint:
     )
 
 
-def preload_gpu_model(source: ModelFolder, folder: Path, dtype: str = "float16", device: str = "cpu") -> Header:
-    """Make the state of a model in a folder, and read it back: it is there in whole, or the old one stays.
+def preload_gpu_model(
+    source: ModelFolder, folder: Path, dtype: str = "float16", device: str = "cpu", attention: str = "sdpa"
+) -> Header:
+    """Make the state of a model in a folder, and prove it: it is there in whole, or the old one stays.
 
-    The golden clip is heard on the device on which the state will most likely be used.
+    The golden clip is heard on the device on which the state will most likely be used, by the model and by the one
+    that is made of the new state. Raises TranscriptionError where they differ, or the state can't be written.
     """
-    from run_transcription.engines import golden
+    from run_transcription.engines import golden, state_writer
     from run_transcription.engines.assemble import mapped_model
 
-    model = mapped_model(source.path, dtype, "sdpa")
+    state_writer.require_place(folder)  # before minutes of work
+    model = mapped_model(source.path, dtype, attention)
     generation_config = model.generation_config.to_json_string()  # an engine completes it, so: before
+    logger.info("hearing the golden clip in %s on %s", dtype, device)
     heard = golden.hear(_engine(model.to(device), source))
-    return save_state(model, folder, source, fingerprint(source, dtype), _metadata(heard, generation_config))
+
+    def prove(new: Path) -> None:
+        logger.info("reading the state back, and hearing the golden clip again")
+        again = golden.hear(_engine(load_state(new, None, device, attention), source))
+        if (wrong := golden.difference(again, heard)) is not None:
+            raise TranscriptionError(f"the state of {source.id} does not transcribe as the model does: {wrong}")
+
+    facts = metadata(fingerprint(source, dtype), heard, generation_config)
+    return save_state(model, folder, source, facts, prove)
 
 
-def _metadata(heard: Golden, generation_config: str) -> dict[str, str]:
-    return {"generation_config": generation_config, "golden": json.dumps(asdict(heard), ensure_ascii=False)}
+def metadata(made_from: Fingerprint, heard: Golden, generation_config: str) -> dict[str, str]:
+    """Return what a state knows of its model."""
+    more = {"generation_config": generation_config, "golden": json.dumps(asdict(heard), ensure_ascii=False)}
+    return asdict(made_from) | more
 
 
 def save_state(
     model: WhisperForConditionalGeneration,
     folder: Path,
     source: ModelFolder,
-    made_from: Fingerprint,
-    more: dict[str, str],
+    facts: dict[str, str],
+    prove: Callable[[Path], None] = lambda _: None,
 ) -> Header:
-    """Write a model's state under a temporary name, compare it with the model, and only then give it its name."""
+    """Write a model's state under a temporary name, compare it with the model, and only then give it its name.
+
+    `prove` gets the folder under its temporary name, and raises what is wrong with it.
+    """
     from run_transcription.engines import state_writer
 
     tensors = state_writer.tensors_of(model)
+    logger.info("writing %.1f MB to %s", sum(tensor.nbytes for tensor in tensors.values()) / 1e6, folder)
     try:
         with state_writer.replacing(folder) as new:
             for path in model_folder.small_files(source.path):
                 shutil.copyfile(path, new / path.name)
-            state_writer.write(new / STATE_FILE, tensors, {**asdict(made_from), "source_stamps": source.stamps, **more})
+            state_writer.write(new / STATE_FILE, tensors, facts | {"source_stamps": source.stamps})
             state_writer.compare(new, tensors)
+            prove(new)
     except OSError as error:
         raise TranscriptionError(f"the state {folder} could not be written: {error.strerror or error}") from error
     return read_header(folder / STATE_FILE)
@@ -119,8 +144,19 @@ def begin(folder: Path, wanted: Fingerprint | None, *, gpu: bool) -> Reading:
             raise TranscriptionError(
                 f"the state in {folder} is damaged: the small files beside it are not those that it was made with"
             )
+        reading = Reading(state, gpu=gpu)
         undo.pop_all()
-    return Reading(state, gpu=gpu)
+    return reading
+
+
+def require_unchanged(reading: Reading) -> None:
+    """Raise TranscriptionError where the small files beside a state were replaced since its reading began.
+
+    The state itself is an open file, which stays what it is.
+    """
+    state = reading.state
+    if state.made_from.config_sha256 != _config_sha256(state.folder):
+        raise TranscriptionError(f"the state in {state.folder} was replaced while it was read")
 
 
 def load_state(
@@ -161,7 +197,10 @@ def require_same(found: Fingerprint, wanted: Fingerprint) -> None:
 
 def _config_sha256(folder: Path) -> str:
     """Return the sha256 of config, tokenizer and whatever else lies beside the weights."""
-    return model_folder.sha256(model_folder.small_files(folder))
+    try:
+        return model_folder.sha256(model_folder.small_files(folder))
+    except OSError as error:
+        raise TranscriptionError(f"{error.filename} could not be read: {error.strerror}") from error
 
 
 def _engine(model: WhisperForConditionalGeneration, source: ModelFolder) -> Engine:
@@ -169,7 +208,8 @@ def _engine(model: WhisperForConditionalGeneration, source: ModelFolder) -> Engi
     from run_transcription.engines.torch_engine import TorchEngine
 
     dtype = str(model.dtype).removeprefix("torch.")
-    facts = ModelFacts(source.id, source.revision, model.device.type, dtype, "sdpa")
+    attention = model.config._attn_implementation  # noqa: SLF001
+    facts = ModelFacts(source.id, source.revision, model.device.type, dtype, attention)
     return TorchEngine(model, vocabulary.read(source.path), facts)
 
 
@@ -178,31 +218,28 @@ def _engine(model: WhisperForConditionalGeneration, source: ModelFolder) -> Engi
 def main(spec: ModelSpec) -> None:
     """Make the state of a model, which loads faster.
 
-    It is read back, compared with the model, and reported. The state has one dtype, float16 unless --dtype says
-    another, and lies in TRANSCRIBE_HOME.
+    It is read back, compared with the model, proved on the golden clip, and reported. It has one dtype, which with
+    --dtype auto is float16 here, and lies in TRANSCRIBE_HOME. An older state stays until all of that went well.
     """
     source = model_folder.resolve(spec)
-    from run_transcription.engines import golden, hardware
+    from run_transcription.engines import hardware
 
+    folder = model_folder.state_folder(spec)
     device = hardware.device(spec.device)
     dtype = hardware.dtype("float16" if spec.dtype == "auto" else spec.dtype, device)
+    hardware.check_attention(spec.attention, device)
     import transformers.models.whisper.modeling_whisper  # noqa: F401 - its seconds are not those of saving
 
     began = time.perf_counter()
-    folder = model_folder.state_folder(spec)
-    header = preload_gpu_model(source, folder, dtype, device)
-    saved = time.perf_counter()
-    model = load_state(folder, None, device)
-    loaded = time.perf_counter()
-    kept = read_golden(folder)
-    if (wrong := golden.difference(golden.hear(_engine(model, replace(source, path=folder))), kept)) is not None:
-        raise TranscriptionError(f"the state in {folder} does not transcribe as the model does: {wrong}")
+    header = preload_gpu_model(source, folder, dtype, device, spec.attention)
+    seconds = time.perf_counter() - began
+    kept = json.loads(header.metadata["golden"])
     click.echo(f"state     {folder}")
     click.echo(f"model     {source.id} at {source.revision}")
     click.echo(f"content   {len(header.tensors)} tensors, {header.size / 1e6:.1f} MB, {dtype}")
-    click.echo(f"saved     in {saved - began:.2f} s, and compared with the model")
-    click.echo(f"verified  in {loaded - saved:.2f} s: every checksum right, every parameter in place")
-    click.echo(f"golden    {len(kept.tokens)} tokens as from the model, on {device}: {' '.join(kept.words)}")
+    click.echo(f"saved     in {seconds:.2f} s")
+    click.echo("verified  every checksum right, every parameter in place, every bit the model's")
+    click.echo(f"golden    {len(kept['tokens'])} tokens as from the model, on {device}: {' '.join(kept['words'])}")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -21,21 +20,13 @@ from run_transcription.engines.golden import Golden
 from run_transcription.engines.model_folder import download, on_this_machine, resolve, state_folder, weight_files
 from run_transcription.engines.state_reader import Reading, gpu_expected
 from run_transcription.errors import ModelNotLoaded, TranscriptionError, Unavailable
-from run_transcription.records import (
-    Fingerprint,
-    LoadReport,
-    ModelFacts,
-    ModelFolder,
-    ModelHandle,
-    ModelSpec,
-    Skipped,
-)
+from run_transcription.records import Fingerprint, LoadReport, ModelFacts, ModelFolder, ModelHandle, ModelSpec, Skipped
 from run_transcription.timeline import Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import WhisperForConditionalGeneration
+
+    from run_transcription.engines.vocabulary import Vocabulary
 
 __all__ = ["STRATEGIES", "Strategy", "load", "resolve"]
 
@@ -56,10 +47,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model on its device, and the folder with its tokenizer."""
+    """A model on its device, and its tokenizer."""
 
     model: WhisperForConditionalGeneration
-    folder: ModelFolder
+    source: ModelFolder
+    tokenizer: Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +70,19 @@ def load_gpu_state(request: Request) -> Loaded:
         if made_from.dtype == "bfloat16" and not hardware.has_bfloat16(request.device):
             raise Unavailable("the state is in bfloat16, which this GPU has not")
         model = gpu_memory_persist.finish(reading, request.device, request.spec.attention, request.timeline)
-    return Loaded(model, ModelFolder(made_from.model_id, folder, made_from.revision))
+        loaded = _with_tokenizer(model, ModelFolder(made_from.model_id, folder, made_from.revision))
+        gpu_memory_persist.require_unchanged(reading)
+    return loaded
 
 
 def load_mapped(request: Request) -> Loaded:
     """Map the checkpoint's safetensors; on a CPU in the checkpoint's own dtype nothing is copied."""
-    from run_transcription.engines.assemble import mapped_model
+    from run_transcription.engines.assemble import errors_told, mapped_model
 
     source = request.source or download(request.spec)
-    with _errors_told(source):
-        return Loaded(mapped_model(source.path, request.dtype, request.spec.attention).to(request.device), source)
+    with errors_told(source.path):
+        model = mapped_model(source.path, request.dtype, request.spec.attention).to(request.device)
+    return _with_tokenizer(model, source)
 
 
 def load_standard(request: Request) -> Loaded:
@@ -96,12 +91,12 @@ def load_standard(request: Request) -> Loaded:
     from transformers import WhisperForConditionalGeneration
     from transformers.utils import logging as progress
 
-    from run_transcription.engines.assemble import read_config, read_generation_config
+    from run_transcription.engines.assemble import errors_told, making, read_config, read_generation_config
 
     progress.disable_progress_bar()
     source = request.source or download(request.spec)
     config = read_config(source.path)
-    with _errors_told(source):
+    with errors_told(source.path), making:
         model, said = WhisperForConditionalGeneration.from_pretrained(
             source.path,
             dtype=getattr(torch, request.dtype),
@@ -115,18 +110,13 @@ def load_standard(request: Request) -> Loaded:
             f"the weights lack {len(said['missing_keys'])} tensors and have {len(said['unexpected_keys'])} too many"
         )
     model.generation_config = read_generation_config(source.path, config)
-    return Loaded(model.to(request.device), source)
+    return _with_tokenizer(model.to(request.device), source)
 
 
-@contextmanager
-def _errors_told(source: ModelFolder) -> Iterator[None]:
-    """Say in one line what the libraries find wrong with a checkpoint."""
-    from safetensors import SafetensorError
+def _with_tokenizer(model: WhisperForConditionalGeneration, source: ModelFolder) -> Loaded:
+    from run_transcription.engines import vocabulary
 
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise TranscriptionError(f"{source.path} can't be loaded: {' '.join(str(error).split())}") from error
+    return Loaded(model, source, vocabulary.read(source.path))
 
 
 STRATEGIES = (
@@ -160,16 +150,21 @@ def _first(request: Request, strategies: tuple[Strategy, ...]) -> ModelHandle:
         began = time.perf_counter()
         try:
             return _handle(request, strategy, began, tuple(skipped))
-        except ModelNotLoaded:
-            raise
         except Unavailable as reason:
             skipped.append(Skipped(strategy.name, str(reason)))
             logger.info("%s does not apply: %s", strategy.name, reason)
         except Exception as error:
             skipped.append(Skipped(strategy.name, " ".join(str(error).split()) or type(error).__name__))
             unexpected = not isinstance(error, TranscriptionError)
-            logger.warning("%s failed: %s", strategy.name, skipped[-1].reason, exc_info=unexpected)
-    reasons = "; ".join(f"{skip.strategy}: {skip.reason}" for skip in skipped)
+            remedy = f"; to make it anew: run-transcription preload --model {request.spec.model}"
+            more = remedy if strategy.load is load_gpu_state else ""
+            logger.warning("%s failed: %s%s", strategy.name, skipped[-1].reason, more, exc_info=unexpected)
+    if len(strategies) == 1:
+        raise ModelNotLoaded(skipped[0].reason)
+    reasons = "; ".join(
+        f"{', '.join(skip.strategy for skip in skipped if skip.reason == reason)}: {reason}"
+        for reason in dict.fromkeys(skip.reason for skip in skipped)
+    )
     raise ModelNotLoaded(f"the model {request.spec.model} could not be loaded: {reasons}")
 
 
@@ -225,15 +220,14 @@ def _import_libraries(spec: ModelSpec, timeline: Timeline) -> None:
 
 def _handle(request: Request, strategy: Strategy, began: float, skipped: tuple[Skipped, ...]) -> ModelHandle:
     """Load the model, here so that nothing of it is left in memory when this fails and the next strategy begins."""
-    from run_transcription.engines import vocabulary
     from run_transcription.engines.torch_engine import TorchEngine
 
     loaded = strategy.load(request)
-    folder, dtype = loaded.folder, str(loaded.model.dtype).removeprefix("torch.")
-    facts = ModelFacts(folder.id, folder.revision, request.device, dtype, request.spec.attention)
-    engine = TorchEngine(loaded.model, vocabulary.read(folder.path), facts)
+    source, dtype = loaded.source, str(loaded.model.dtype).removeprefix("torch.")
+    facts = ModelFacts(source.id, source.revision, request.device, dtype, request.spec.attention)
+    engine = TorchEngine(loaded.model, loaded.tokenizer, facts)
     seconds = time.perf_counter() - began
-    logger.info("%s loaded by %s in %.2f s: %s on %s", folder.id, strategy.name, seconds, dtype, request.device)
+    logger.info("%s loaded by %s in %.2f s: %s on %s", source.id, strategy.name, seconds, dtype, request.device)
     return ModelHandle(engine, LoadReport(strategy.name, seconds, skipped))
 
 
@@ -259,30 +253,26 @@ def _wanted_state(spec: ModelSpec, source: ModelFolder | None) -> Fingerprint:
 def main(spec: ModelSpec, action: str, require: str | None, *, as_json: bool) -> None:  # noqa: ARG001 - the seed's
     """Try every way to load the model.
 
-    Says which work, how fast, and whether all hear the same in the golden clip. The floor is the time in which the
-    model's bytes can merely be read from the page cache. The exit status is 1 where no strategy works, one hears
+    Says which work, how fast, and whether all hear the same in the golden clip. A strategy's floor is the time in
+    which its files can merely be read from the page cache. The exit status is 1 where no strategy works, one hears
     something else, or another one than the required one wins.
     """
     source = _source(spec)
     _import_libraries(spec, Timeline())
-    floor = trial.floor(_files(spec, source))
+    state = [state_folder(spec) / gpu_memory_persist.STATE_FILE]
+    checkpoint = weight_files(source.path) if source is not None else []
     trials: list[trial.Trial] = []
     for strategy in STRATEGIES:
         right = _right(spec, strategy, trials)
-        trials.append(trial.attempt(strategy.name, partial(load, spec, (strategy,)), right))
+        floor = trial.floor(state if strategy.load is load_gpu_state else checkpoint)
+        trials.append(trial.attempt(strategy.name, partial(load, spec, (strategy,)), right, floor))
         if (found := trials[-1].facts) is not None:  # a state says the dtype: the others are compared in the same
             spec = replace(spec, dtype=found.dtype)
-    click.echo(trial.as_json(trials, floor) if as_json else trial.table(trials, floor))
     problems = trial.problems(trials, require)
+    click.echo(trial.as_json(trials, spec.model, problems) if as_json else trial.table(trials))
     for problem in problems:
         click.echo(problem, err=True)
     sys.exit(1 if problems else 0)
-
-
-def _files(spec: ModelSpec, source: ModelFolder | None) -> list[Path]:
-    """Return what holds the model's bytes: its state, or else the checkpoint."""
-    state = state_folder(spec) / gpu_memory_persist.STATE_FILE
-    return [state] if state.exists() or source is None else weight_files(source.path)
 
 
 def _right(spec: ModelSpec, strategy: Strategy, trials: list[trial.Trial]) -> Golden | None:

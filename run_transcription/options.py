@@ -76,7 +76,7 @@ class Command(click.Command):
         except TranscriptionError as error:
             raise click.ClickException(one_line(str(error))) from error
         except KeyboardInterrupt:
-            click.echo("interrupted; finished results are kept", err=True)
+            click.echo("interrupted; what was finished is kept", err=True)
             end_at_once(INTERRUPTED)
         except OSError as error:
             if error.errno != errno.ENOSPC:

@@ -1,6 +1,7 @@
 """Tests of run_transcription.gpu_memory_persist and of the header of its states."""
 
 import errno
+import gc
 import io
 import json
 import os
@@ -9,9 +10,10 @@ import resource
 import shutil
 import signal
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from click.testing import CliRunner
 from safetensors import safe_open
 
 from run_transcription import gpu_memory_persist as persist
-from run_transcription.engines import assemble, golden, model_folder
+from run_transcription.engines import assemble, golden, hardware, model_folder, state_writer
 from run_transcription.engines.state_header import ALIGNMENT, read_header
 from run_transcription.errors import TranscriptionError, Unavailable
 from run_transcription.records import ModelSpec
@@ -304,6 +306,68 @@ def test_a_state_that_is_replaced_while_it_is_read(source, state, tmp_path):
     assert not all(value.equal(original[name]) for name, value in now.items())
 
 
+def test_small_files_that_are_replaced_while_a_state_is_read(source, state, tmp_path):
+    """Weights of the old state never meet the tokenizer of the new one."""
+    other = Path(shutil.copytree(source.path, tmp_path / "other" / "tiny"))
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
+    with persist.begin(state, None, gpu=False) as reading:
+        persist.finish(reading, "cpu", "sdpa", Timeline())
+        persist.require_unchanged(reading)
+        persist.preload_gpu_model(model_folder.resolve(ModelSpec(str(other))), state, "float16")
+        with pytest.raises(TranscriptionError, match="was replaced while it was read"):
+            persist.require_unchanged(reading)
+
+
+def test_other_tensors_under_a_sound_header_are_found(source, state):
+    """A state with a tensor too few, or one of another shape, is no model's, and no model is made of it."""
+    made_from = persist.fingerprint(source, "float16")
+    with persist.open_state(state) as opened:
+        metadata = {name: opened.header.metadata[name] for name in ("generation_config", "golden")}
+    tensors = state_writer.tensors_of(assemble.mapped_model(source.path, "float16", "sdpa"))
+    name = "model.decoder.layer_norm.bias"
+    for damaged in ({k: v for k, v in tensors.items() if k != name}, tensors | {name: tensors[name][:8].clone()}):
+        state_writer.write(state / persist.STATE_FILE, damaged, {**asdict(made_from), "source_stamps": "", **metadata})
+        with pytest.raises(TranscriptionError, match=f"do not fit its config.json: .*{name}"):
+            persist.load_state(state, None, "cpu")
+
+
+def test_the_way_to_a_gpu_gives_the_same_bytes(state):
+    """Read into the page cache first and then through a ring, the bytes are the same, and damage is found too."""
+    straight = read(state)
+    with persist.begin(state, None, gpu=True) as reading:
+        assert reading.tensor("cpu", Timeline()).equal(straight)
+    path = state / persist.STATE_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with persist.begin(state, None, gpu=True) as reading, pytest.raises(TranscriptionError, match="is damaged"):
+        reading.tensor("cpu", Timeline())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_state_is_loaded_to_a_gpu(source, made):
+    """On a GPU every parameter is, bit for bit, the checkpoint's."""
+    loaded = parameters(persist.load_state(made, persist.fingerprint(source, "float16"), "cuda"))
+    original = parameters(assemble.mapped_model(source.path, "float16", "sdpa"))
+    assert all(value.is_cuda and value.cpu().equal(original[name]) for name, value in loaded.items())
+
+
+def test_nothing_is_held_after_damage(state):
+    """The allocation of a state that was found damaged is free again before the next strategy makes its own."""
+    path = state / persist.STATE_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    gc.disable()
+    try:
+        with persist.begin(state, None, gpu=False) as reading:
+            held = weakref.ref(reading._memory)
+            with pytest.raises(TranscriptionError, match="is damaged"):
+                reading.tensor("cpu", Timeline())
+        assert held() is None
+    finally:
+        gc.enable()
+
+
 def killed_at(step, work):
     """Do the work in a process of its own that dies by SIGKILL where it would take the step."""
     child = os.fork()
@@ -329,10 +393,38 @@ def test_a_killed_save_leaves_the_old_state(source, state, step):
     assert persist.load_state(state, None, "cpu").dtype == torch.float32
 
 
+def test_a_broken_checkpoint_is_one_line(source, tmp_path, monkeypatch):
+    """Weights cut in half give no state and no traceback."""
+    monkeypatch.setenv("TRANSCRIBE_HOME", str(tmp_path / "home"))
+    broken = Path(shutil.copytree(source.path, tmp_path / "broken"))
+    os.truncate(broken / "model.safetensors", (broken / "model.safetensors").stat().st_size // 2)
+    done = CliRunner().invoke(persist.main, ["--model", str(broken)])
+    assert done.exit_code == 1
+    assert "broken can't be loaded: " in done.stderr
+    assert isinstance(done.exception, SystemExit)
+
+
+def test_what_is_no_state_is_not_replaced(source, made, tmp_path):
+    """A file of somebody's, or a folder that is no state, is left alone and named; a link is followed."""
+    precious, folder, elsewhere = tmp_path / "precious", tmp_path / "folder", tmp_path / "elsewhere"
+    precious.write_text("precious")
+    folder.mkdir()
+    (folder / "precious").write_text("precious")
+    for place in (precious, folder):
+        with pytest.raises(TranscriptionError, match=f"{place} is in the way of a state, and is none"):
+            persist.preload_gpu_model(source, place)
+    assert precious.read_text() == (folder / "precious").read_text() == "precious"
+    shutil.copytree(made, elsewhere)
+    (tmp_path / "link").symlink_to(elsewhere)
+    persist.preload_gpu_model(source, tmp_path / "link", "float32")
+    assert (tmp_path / "link").is_symlink()
+    assert persist.read_fingerprint(elsewhere).dtype == "float32"
+
+
 def test_a_file_in_the_way(source, made, tmp_path):
     """Where the folder of the states is a file, saving is one line, and loading finds no state."""
     (tmp_path / "gpu_state").write_text("in the way")
-    with pytest.raises(TranscriptionError, match="could not be written: .*(exists|Not a directory)"):
+    with pytest.raises(TranscriptionError, match="could not be written: .*(exists|Not a directory): .*gpu_state"):
         persist.preload_gpu_model(source, tmp_path / "gpu_state" / "tiny")
     with pytest.raises(Unavailable, match="no state in .*: Not a directory"):
         persist.load_state(tmp_path / "gpu_state" / "tiny", None, "cpu")
@@ -359,11 +451,19 @@ def test_no_permission(source, state):
     (state / persist.STATE_FILE).chmod(0)
     try:
         with nobody(), pytest.raises(TranscriptionError, match="could not be written: Permission denied"):
-            persist.save_state(model, state, source, made_from, persist._metadata(heard, "{}"))
+            persist.save_state(model, state, source, persist.metadata(made_from, heard, "{}"))
         with nobody(), pytest.raises(Unavailable, match="no state in .*: Permission denied"):
             persist.load_state(state, None, "cpu")
     finally:
         state.parent.chmod(0o700)
+
+
+def test_a_small_file_that_cannot_be_read(state):
+    """What lies beside a state and can't be read is one line that names it."""
+    (state / "tokenizer.json").unlink()
+    (state / "tokenizer.json").mkdir()
+    with pytest.raises(TranscriptionError, match=r"tokenizer.json could not be read: Is a directory"):
+        persist.load_state(state, None, "cpu")
 
 
 def test_the_golden_clip_comes_along(source, tmp_path):
@@ -371,7 +471,8 @@ def test_the_golden_clip_comes_along(source, tmp_path):
     persist.preload_gpu_model(source, tmp_path / "tiny", "float32")
     kept = persist.read_golden(tmp_path / "tiny")
     assert kept == golden.hear(persist._engine(assemble.mapped_model(source.path, "float32", "sdpa"), source))
-    assert (kept.device, kept.dtype) == ("cpu", "float32")
+    assert (kept.attention, kept.dtype) == ("sdpa", "float32")
+    assert kept.device == hardware.name("cpu")
     assert kept.tokens
 
 
@@ -395,6 +496,7 @@ def test_preload_fails_where_the_state_hears_something_else(source, tmp_path, mo
     done = CliRunner().invoke(persist.main, ["--model", str(source.path), "--dtype", "float32"])
     assert done.exit_code == 1
     assert "does not transcribe as the model does: they heard different clips" in done.stderr
+    assert not (tmp_path / "gpu_state" / "tiny").exists()
 
 
 def test_nothing_is_pickled(made):

@@ -278,7 +278,7 @@ def broken_tokenizer(folder):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (damage_weights, "mmap: .*header"),
+        (damage_weights, "mmap, standard: .*header"),
         (other_shapes, "do not fit its config.json: .*size mismatch"),
         (more_layers, r"do not fit its config.json: no model.decoder.layers.1.* and \d+ more"),
         (fewer_layers, "too many and"),
@@ -424,6 +424,23 @@ def test_a_state_alone_is_enough(folder, tmp_path, monkeypatch):
     assert (facts.id, facts.revision) == (HUB_ID, commit)
     with pytest.raises(ModelNotLoaded, match="is not on this machine"):
         load(ModelSpec(HUB_ID, revision="e" * 40, device="cpu", home=tmp_path / "home"))
+    path = model_folder.state_folder(spec) / gpu_memory_persist.STATE_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelNotLoaded, match="gpu_state: .*is damaged.*; mmap, standard: .*is not on this machine"):
+        load(spec)
+
+
+def test_a_gpu_that_cannot_be_used(spec, monkeypatch):
+    """What CUDA says when it does not start is one line."""
+
+    def refuse(*_shape, **_options):
+        message = "CUDA error: all CUDA-capable devices are busy\nCompile with TORCH_USE_CUDA_DSA"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(ModelNotLoaded, match="GPU can't be used: CUDA error: all CUDA-capable devices are busy; look"):
+        load(replace(spec, device="auto"))
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./nowhere", "/nowhere/at/all"])
@@ -643,9 +660,11 @@ def test_the_script_tries_all_strategies(folder, tmp_path, monkeypatch):
     done = run_script(monkeypatch, tmp_path, "--model", folder, "--dtype", "float32")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["strategy", "gpu_state", "mmap", "standard", "floor"]
+    assert [line.split()[0] for line in lines] == ["strategy", "gpu_state", "mmap", "standard"]
     assert "no state in" in lines[1]
-    assert all("float32 on" in line and "golden result right" in line for line in lines[2:4])
+    assert all("float32 on" in line for line in lines[2:])
+    assert lines[2].endswith("with nothing to compare it with")
+    assert lines[3].endswith("golden result right")
 
 
 def test_the_script_compares_all_in_the_dtype_of_the_state(spec, monkeypatch):
@@ -657,10 +676,13 @@ def test_the_script_compares_all_in_the_dtype_of_the_state(spec, monkeypatch):
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert [row["facts"]["dtype"] for row in said["strategies"]] == ["float32"] * 3
-    assert [row["different"] for row in said["strategies"]] == [None] * 3
+    assert [row["verdict"] for row in said["strategies"]] == ["golden result right"] * 3
     assert len({tuple(row["heard"]["tokens"]) for row in said["strategies"]}) == 1
     state = model_folder.state_folder(spec) / gpu_memory_persist.STATE_FILE
-    assert said["floor"]["size"] == state.stat().st_size
+    weights = Path(spec.model) / "model.safetensors"
+    assert [row["floor"]["size"] for row in said["strategies"]] == [
+        file.stat().st_size for file in (state, weights, weights)
+    ]
     assert all(row["seconds"] > 0 for row in said["strategies"])
 
 
@@ -682,6 +704,25 @@ def test_the_script_fails_where_the_golden_result_differs(spec, monkeypatch):
     assert done.exit_code == 1
     assert "hears something else: token" in done.stderr
     assert "nothing instead of 7" in done.stderr
+
+
+def test_the_script_goes_on_where_a_model_cannot_decode(spec, monkeypatch):
+    """A strategy whose model gives NaN is named, and the others are tried all the same."""
+    preload(spec)
+    begun = gpu_memory_persist.finish
+
+    def poisoned(*arguments):
+        model = begun(*arguments)
+        model.model.encoder.layer_norm.bias.data = torch.full_like(model.model.encoder.layer_norm.bias, torch.nan)
+        return model
+
+    monkeypatch.setattr(gpu_memory_persist, "finish", poisoned)
+    done = run_script(monkeypatch, spec.home, "--model", spec.model, "--device", "cpu", "--dtype", "float32")
+    assert done.exit_code == 1
+    assert "gpu_state can't decode: " in done.stderr
+    assert "NaN" in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["strategy", "gpu_state", "mmap", "standard"]
+    assert "standard" not in done.stderr
 
 
 def test_the_script_fails_where_no_strategy_works(copy, tmp_path, monkeypatch):

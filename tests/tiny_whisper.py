@@ -74,15 +74,20 @@ def make(
     )
     settings.is_multilingual = multilingual
     if not outdated:
-        settings.no_timestamps_token_id = ids["<|notimestamps|>"]
-        settings.max_initial_timestamp_index = 50
+        _complete(settings, ids, multilingual=multilingual, translates=translates)
         settings.begin_suppress_tokens = [vocabulary.token_to_id("Ġ"), end]
-        settings.suppress_tokens = [1, 2]
-    if multilingual and not outdated:
-        settings.lang_to_id = {f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES}
-    if multilingual and translates and not outdated:
-        settings.task_to_id = {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}
     model.generation_config = settings
     model.save_pretrained(folder)
     vocabulary.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def _complete(settings: GenerationConfig, ids: dict[str, int], *, multilingual: bool, translates: bool) -> None:
+    """Add what newer checkpoints say of timestamps, languages and tasks."""
+    settings.no_timestamps_token_id = ids["<|notimestamps|>"]
+    settings.max_initial_timestamp_index = 50
+    settings.suppress_tokens = [1, 2]
+    if multilingual:
+        settings.lang_to_id = {f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES}
+    if multilingual and translates:
+        settings.task_to_id = {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")}

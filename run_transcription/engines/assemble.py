@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,13 +14,13 @@ from run_transcription.engines.model_folder import weight_files
 from run_transcription.errors import TranscriptionError, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 _NAMED = 3  # tensors named in a message
-_making = threading.Lock()  # transformers sets torch's default dtype meanwhile: two at once would leave theirs behind
+making = threading.Lock()  # transformers sets torch's default dtype meanwhile: two at once would leave theirs behind
 
 
 def mapped_model(folder: Path, dtype: str, attention: str) -> WhisperForConditionalGeneration:
@@ -34,9 +35,21 @@ def mapped_model(folder: Path, dtype: str, attention: str) -> WhisperForConditio
         raise Unavailable(f"{folder} has no weights in safetensors form")
     wanted = getattr(torch, dtype)
     tensors: dict[str, torch.Tensor] = {}
-    for file in files:
-        tensors |= {name: tensor.to(wanted) for name, tensor in load_file(file).items()}
+    with errors_told(folder):
+        for file in files:
+            tensors |= {name: tensor.to(wanted) for name, tensor in load_file(file).items()}
     return assemble(folder, tensors, attention)
+
+
+@contextmanager
+def errors_told(folder: Path) -> Iterator[None]:
+    """Say in one line what the libraries find wrong with a checkpoint."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise TranscriptionError(f"{folder} can't be loaded: {' '.join(str(error).split())}") from error
 
 
 def assemble(folder: Path, tensors: Mapping[str, torch.Tensor], attention: str) -> WhisperForConditionalGeneration:
@@ -51,7 +64,7 @@ def empty_model(folder: Path, dtype: torch.dtype, attention: str) -> WhisperForC
     from transformers import WhisperForConditionalGeneration
 
     config = read_config(folder)
-    with _making, torch.device("meta"):
+    with making, torch.device("meta"):
         model: WhisperForConditionalGeneration = WhisperForConditionalGeneration._from_config(  # noqa: SLF001
             config, dtype=dtype, attn_implementation=attention
         )

@@ -118,8 +118,12 @@ class Moving:
         """
         concurrent.futures.wait(self._threads)
         self._pool.shutdown()
-        for thread in self._threads:
-            thread.result()
+        errors = [error for thread in self._threads if (error := thread.exception()) is not None]
+        self._threads = []  # an error's traceback holds the lanes, and with them all that they have brought
+        if errors:
+            raise errors[0].with_traceback(None)
+        if self._stopped.is_set():
+            raise TranscriptionError(f"{self._extent.path} was not read to its end")
 
     def stop(self) -> None:
         """Read no further, and return when no thread is left."""
@@ -143,6 +147,8 @@ class Moving:
         """Move one chunk, and take its checksum while its pieces are at hand."""
         check = self._check(start)
         for offset in range(start, end, PIECE):
+            if self._stopped.is_set():
+                return
             piece = lane.slot(offset, min(PIECE, end - offset))
             self._fill(piece, offset)
             check.update(piece)
@@ -209,6 +215,8 @@ def read_ahead(paths: Sequence[Path], threads: int = THREADS) -> int:
             extent = Extent(path, 0, os.fstat(file).st_size)
             Moving(file, extent, lanes).wait()
             total += extent.size
+        except TranscriptionError:
+            continue
         finally:
             os.close(file)
     return total

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from run_transcription import quality, tokens
+from run_transcription.engines import hardware
 from run_transcription.records import Decoding
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class Golden:
     """What a model makes of the golden clip, and where: the measure for every other way to load it."""
 
     clip_sha256: str
-    device: str
+    device: str  # the name of the very processor: another one may add in another order
+    attention: str
     dtype: str
     tokens: tuple[int, ...]
     words: tuple[str, ...]
@@ -38,17 +40,19 @@ def hear(engine: Engine) -> Golden:
     segments = tokens.segments(row, chunk, engine.tokenizer, quality.compression_ratio(text))
     facts = engine.facts
     times = tuple((segment.start, segment.end) for segment in segments)
-    return Golden(_clip_sha256(), facts.device, facts.dtype, row.tokens, tuple(text.split()), times)
+    where = (hardware.name(facts.device), facts.attention, facts.dtype)
+    return Golden(_clip_sha256(), *where, row.tokens, tuple(text.split()), times)
 
 
 def difference(found: Golden, kept: Golden) -> str | None:
     """Say in what two differ, None where they are alike.
 
-    On one device and in one dtype every token counts; across them words count, and times within TOLERANCE.
+    On one device, with one attention and in one dtype every token counts; across them words count, and times within
+    TOLERANCE.
     """
     if found.clip_sha256 != kept.clip_sha256:
         return "they heard different clips"
-    if (found.device, found.dtype) == (kept.device, kept.dtype):
+    if (found.device, found.attention, found.dtype) == (kept.device, kept.attention, kept.dtype):
         return None if found.tokens == kept.tokens else _first("token", found.tokens, kept.tokens)
     if found.words != kept.words:
         return _first("word", found.words, kept.words)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 from run_transcription.errors import ModelNotLoaded
 
 
@@ -16,12 +19,33 @@ def device(wanted: str) -> str:
     return wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def name(on: str) -> str:
+    """Return what a device's maker calls it."""
+    import torch
+
+    if on == "cuda":
+        return str(torch.cuda.get_device_name())
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def make_context(wanted: str) -> None:
     """Make the GPU's context, which takes up to a second: in a thread, while other libraries are imported."""
     import torch
 
-    if wanted != "cpu" and torch.cuda.is_available():
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return
+    try:
         torch.empty(1, device="cuda")
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelNotLoaded(f"the GPU can't be used: {reason}; look at nvidia-smi, or use --device cpu") from error
 
 
 def dtype(wanted: str, on: str) -> str:

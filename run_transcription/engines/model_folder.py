@@ -121,10 +121,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def sha256(paths: Iterable[Path]) -> str:
-    """Return the sha256 of files read one after the other."""
+    """Return the sha256 of files, each with its name and its size before it."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
+            digest.update(f"\0{path.name}\0{os.fstat(file.fileno()).st_size}\0".encode())
             while block := file.read(_READ):
                 digest.update(block)
     return digest.hexdigest()

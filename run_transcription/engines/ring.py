@@ -26,7 +26,8 @@ class Ring:
         self._views = [slot.numpy().data for slot in slots]
         self._target = target
         self._stream = torch.cuda.Stream(target.device) if target.is_cuda else None  # type: ignore[no-untyped-call]
-        self._sent = [torch.cuda.Event() for _ in slots] if target.is_cuda else []  # type: ignore[no-untyped-call]
+        # blocking: a thread that waits leaves its core to those that hash and import
+        self._sent = [torch.cuda.Event(blocking=True) for _ in slots] if target.is_cuda else []  # type: ignore[no-untyped-call]
         self._turn = 0
         if self._stream is not None:  # the target's memory may still be in use by what was queued before
             self._stream.wait_stream(torch.cuda.current_stream(target.device))
@@ -50,8 +51,8 @@ class Ring:
 
     def finish(self) -> None:
         """Wait for this thread's copies."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        for event in self._sent:
+            event.synchronize()
 
 
 def rings(target: torch.Tensor, threads: int = THREADS) -> list[Ring]:

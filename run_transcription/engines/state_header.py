@@ -86,8 +86,11 @@ def header_of(file: IO[bytes], path: Path) -> Header:
     """Return the header of an open state; `path` is for messages."""
     try:
         return _parse(file)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
-        raise TranscriptionError(f"the state in {path} is damaged: {type(error).__name__}: {error}") from error
+    except OSError as error:
+        raise TranscriptionError(f"the state in {path} could not be read: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        reason = str(error) if type(error) is ValueError else "its header is none"  # not those of json and utf-8
+        raise TranscriptionError(f"the state in {path} is damaged: {reason}") from error
 
 
 def _parse(file: IO[bytes]) -> Header:

@@ -78,6 +78,7 @@ def golden_of(state: State) -> Golden:
     return Golden(
         said["clip_sha256"],
         said["device"],
+        said["attention"],
         said["dtype"],
         tuple(said["tokens"]),
         tuple(said["words"]),
@@ -125,7 +126,8 @@ class Reading:
 
         from run_transcription.engines.ring import rings
 
-        self._moving.stop()  # what it has not read yet is read by those who copy
+        with timeline.stage("wait for bytes"):
+            self._moving.stop()  # what it has not read yet is read by those who copy
         with timeline.stage("copy"):
             data = torch.empty(self.state.header.size, dtype=torch.uint8, device=device)
             self._moving = Moving(self.state.file.fileno(), self.state.extent(checked=self._checked), rings(data))

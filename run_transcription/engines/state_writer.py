@@ -39,8 +39,6 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
             file.write(chunk)
         file.seek(0)
         write_header(file, metadata, tensors, checksums)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def compare(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -50,8 +48,11 @@ def compare(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     with Reading(open_state(folder), gpu=False) as reading:
         ours = reading.tensor("cpu", Timeline())
     path = folder / STATE_FILE
+    header = read_header(path)
     with safe_open(path, framework="pt") as official:
-        for entry in read_header(path).tensors:
+        if not set(official.keys()) == {entry.name for entry in header.tensors} == set(tensors):
+            raise TranscriptionError(f"{path} has not the tensors that were written; is the disk sound?")
+        for entry in header.tensors:
             wanted = _bytes(tensors[entry.name])
             if not all(wanted.equal(_bytes(read)) for read in (official.get_tensor(entry.name), view(ours, entry))):
                 raise TranscriptionError(f"{path}: {entry.name} was not read as it was written; is the disk sound?")
@@ -61,9 +62,10 @@ def compare(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def replacing(folder: Path) -> Iterator[Path]:
     """Lend the path of a new folder, which takes the place of `folder` when the block has ended well.
 
-    One at a time: a second one waits. Whatever one that was killed has left beside the folder is removed.
+    One at a time: a second one waits. Whatever one that was killed has left beside the folder is removed. Raises
+    TranscriptionError where something else stands in its place.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = require_place(folder)
     with _locked(folder.parent):
         prefix = f".{folder.name}-"
         for left in folder.parent.glob(f"{prefix}*"):
@@ -72,7 +74,29 @@ def replacing(folder: Path) -> Iterator[Path]:
             new = Path(workshop) / "new"
             new.mkdir()
             yield new
+            for path in (*new.iterdir(), new):
+                _to_disk(path)
             _exchange(new, folder, Path(workshop) / "old")
+            _to_disk(folder.parent)
+
+
+def require_place(folder: Path) -> Path:
+    """Return where a state's folder goes, links followed, once it is known that it can be written there.
+
+    Raises TranscriptionError where it can't, or where something stands that is no state: nothing else is replaced.
+    """
+    place = folder.resolve()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place.parent).close()
+        foreign = place.exists() and not (place / STATE_FILE).exists() and (not place.is_dir() or any(place.iterdir()))
+    except OSError as error:
+        raise TranscriptionError(
+            f"the state {folder} could not be written: {error.strerror}: {error.filename or place.parent}"
+        ) from error
+    if foreign:
+        raise TranscriptionError(f"{place} is in the way of a state, and is none: move it elsewhere")
+    return place
 
 
 def _exchange(new: Path, folder: Path, old: Path) -> None:
@@ -85,6 +109,15 @@ def _exchange(new: Path, folder: Path, old: Path) -> None:
         if old.exists():
             old.rename(folder)
         raise
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk, so that a power cut can't take it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
