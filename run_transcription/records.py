@@ -44,6 +44,7 @@ class Segment:
     compression_ratio: float
     no_speech_prob: float
     language: str | None
+    confidence: float = 0.0  # geometric mean of the probabilities of its tokens
     words: tuple[Word, ...] = ()
 
 
@@ -56,6 +57,35 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """A stretch of speech: first sample, and the sample after the last; of any length."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A block of a recording that was listened to: where it begins, its samples, and the speech found in it.
+
+    A region that goes on behind the block's end ends with it here, and goes on at the next block's start.
+    """
+
+    start: int
+    samples: Samples
+    speech: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A chunk to decode: its samples, and the speech found in it. One that begins before the last one's end is a seam."""
+
+    chunk: Chunk
+    samples: Samples
+    speech: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """What an engine returns for one chunk: token ids without prompt and without end of text."""
 
@@ -63,9 +93,11 @@ class Row:
     language: str | None
     language_probability: float
     no_speech_prob: float
-    avg_logprob: float
+    avg_logprob: float  # of all tokens and the end of text, whatever the temperature was
     temperature: float = 0.0
     complete: bool = True  # False: cut off where the model can write no more, before it came to an end
+    logprobs: tuple[float, ...] = ()  # of each token; empty where the engine does not tell
+    attempts: int = 1  # how often it was decoded until it was kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +133,15 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Passed:
+    """A segment that the long-form algorithm has passed: its seconds, and what it decoded there."""
+
+    start: float
+    end: float
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
 class Decoding:
     """How to decode: everything here is part of a result's identity."""
 
@@ -108,6 +149,14 @@ class Decoding:
     task: Task = "transcribe"
     chunk_length: float = 30.0  # seconds
     batch_size: int = 8
+    vad: bool = True  # False: speech is what is loud
+    vad_threshold: float = 0.5  # probability from which a frame is speech
+    temperature: float = 0.0  # of the first attempt
+    temperature_increment_on_fallback: float = 0.2  # up to 1.0; 0: no second attempt
+    compression_ratio_threshold: float = 2.4
+    logprob_threshold: float = -1.0
+    no_speech_threshold: float = 0.6
+    sequential: bool = False  # transformers' own long form, one window after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +232,13 @@ class Engine(Protocol):
         """Return it with its language as a code; raise Rejected (unsupported_option) where this model can't so."""
 
     def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
-        """Decode windows (each float32 [samples], at most 30 s) and return a row for each, in order."""
+        """Decode windows (each float32 [samples], at most 30 s) and return a row for each, in order.
+
+        Raises OutOfMemory where they are too many at a time.
+        """
+
+    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[Passed, ...]:
+        """Decode a recording of any length, float32 [samples], by the long-form algorithm of the model's own library."""
 
 
 class Tokenizer(Protocol):
@@ -221,6 +276,25 @@ class AudioFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a recording in seconds."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What the audit of a transcript found: speech that has text, speech that has none, and what is doubtful."""
+
+    coverage: float | None = None  # share of the speech that has text; None: no speech was found
+    uncovered: tuple[Span, ...] = ()
+    retried_rows: int = 0
+    needs_review: bool = False
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """The text of one recording."""
 
@@ -230,6 +304,7 @@ class Transcript:
     duration: float
     segments: tuple[Segment, ...]
     truncated_chunks: int = 0  # whose text broke off at the longest text that the model can write
+    quality: Quality = Quality()
 
     @property
     def text(self) -> str:
