@@ -55,7 +55,7 @@ demo-model-card: setup ## measure the demo model on speech it never heard and wr
 	@$(BIN)/python tools/measure_demo_model.py
 
 lock: setup ## resolve the dependencies anew into requirements.lock, without torch and what it brings
-	@echo torch > torch.tmp; $(BIN)/uv --no-config pip compile --universal --python-version 3.11 --generate-hashes \
+	@printf 'torch\ntorchaudio\n' > torch.tmp; $(BIN)/uv --no-config pip compile --universal --python-version 3.11 --generate-hashes \
 		--upgrade --extra dev --no-header --no-annotate --quiet --excludes torch.tmp \
 		--no-emit-package run-transcription --output-file requirements.lock pyproject.toml; \
 	status=$$?; rm -f torch.tmp; exit $$status

@@ -12,9 +12,11 @@ TRANSCRIBE_BATCH_SIZE. A command gets records, not loose values:
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -129,11 +131,9 @@ def decoding_options(function: Function) -> Function:
     """Add the options that say how to decode; the function gets `decoding`, a Decoding."""
 
     @functools.wraps(function)
-    def with_decoding(
-        *positional: Any, language: str | None, task: str, batch_size: int, chunk_length: float, **others: Any
-    ) -> Any:
-        decoding = Decoding(language, "translate" if task == "translate" else "transcribe", chunk_length, batch_size)
-        return function(*positional, decoding=decoding, **others)
+    def with_decoding(*positional: Any, **named: Any) -> Any:
+        chosen = {field.name: named.pop(field.name) for field in dataclasses.fields(Decoding) if field.name in named}
+        return function(*positional, decoding=Decoding(**chosen), **named)
 
     return _with(with_decoding, _DECODING_OPTIONS)
 
@@ -216,6 +216,17 @@ def _limit_threads(threads: int | None) -> None:
         threadpoolctl.threadpool_limits(threads)
 
 
+class _Number(click.FloatRange):
+    """A number in a range; click's own would let NaN pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read a number, and refuse one that is none."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 def _chunk_length(_context: click.Context, _option: click.Parameter, seconds: float) -> float:
     """Whisper sees 30 s at a time; click's own ranges would let NaN pass."""
     if not 1.0 <= seconds <= 30.0:  # noqa: PLR2004
@@ -270,5 +281,36 @@ _DECODING_OPTIONS = (
         default=30.0,
         callback=_chunk_length,
         help="Longest chunk in seconds, at most 30.",
+    ),
+    click.option("--vad/--no-vad", default=True, help="Look for speech with Silero VAD, or by loudness alone."),
+    click.option(
+        "--vad-threshold", type=_Number(0, 1), default=0.5, help="Probability from which Silero VAD hears speech."
+    ),
+    click.option(
+        "--compression-ratio-threshold",
+        type=_Number(0),
+        default=2.4,
+        help="Text that can be compressed more is decoded again.",
+    ),
+    click.option(
+        "--logprob-threshold",
+        type=_Number(),
+        default=-1.0,
+        help="Text with a lower average log-probability is decoded again.",
+    ),
+    click.option(
+        "--no-speech-threshold",
+        type=_Number(0, 1),
+        default=0.6,
+        help="Text is dropped where no speech is likelier, and the log-probability is below its threshold.",
+    ),
+    click.option(
+        "--temperature-increment-on-fallback",
+        type=_Number(0, 1),
+        default=0.2,
+        help="Step from one attempt's temperature to the next one's, up to 1; 0: one attempt.",
+    ),
+    click.option(
+        "--sequential", is_flag=True, help="Use transformers' own long form: one window after the other, as a reference."
     ),
 )

@@ -311,6 +311,12 @@ class Transcript:
         """All segments' text, joined as openai/whisper joins it."""
         return "".join(segment.text for segment in self.segments)
 
+    @property
+    def confidence(self) -> float | None:
+        """The mean of the segments' confidences, weighted by their tokens; None without text."""
+        tokens = sum(len(segment.tokens) for segment in self.segments)
+        return sum(each.confidence * len(each.tokens) for each in self.segments) / tokens if tokens else None
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

@@ -14,6 +14,7 @@ from run_transcription.records import (
     Failure,
     LoadReport,
     ModelFacts,
+    Quality,
     Segment,
     Status,
     StoredFile,
@@ -37,6 +38,10 @@ LIMITS: dict[str, Schema] = {
     "size": {"minimum": 0, "description": "bytes"},
     "replaced_samples": {"minimum": 0, "description": "samples that were no numbers or beyond all sound, set to zero"},
     "probability": SHARE,
+    "confidence": SHARE | {"description": "geometric mean of the probabilities of its tokens"},
+    "coverage": {"description": "share of the speech found that has text; null where no speech was found"},
+    "uncovered": {"description": "speech found that has no text"},
+    "retried_rows": {"minimum": 0, "description": "windows that were decoded more than once"},
     "no_speech_prob": SHARE,
     "compression_ratio": {"minimum": 0},
     "sha256": {"pattern": "^[0-9a-f]{64}$"},
@@ -94,11 +99,13 @@ def _transcript_fields() -> dict[str, Schema]:
     quality = {
         "language_probability": {"type": "number", **SHARE},
         "avg_logprob": _nullable({"type": "number", "description": "mean over all tokens"}),
+        "confidence": _nullable({"type": "number", **SHARE, "description": "mean over all tokens of their segments'"}),
         "truncated_chunks": {
             "type": "integer",
             "minimum": 0,
             "description": "chunks whose text broke off at the longest text that the model can write",
         },
+        **_record(Quality)["properties"],
     }
     return {
         "task": _nullable({"enum": list(get_args(Task))}),

@@ -89,7 +89,7 @@ def _times(overlap: Span) -> list[float]:
 def _pairs(ours: Sequence[_Place], theirs: Sequence[_Place], overlap: Span) -> list[tuple[int, int]]:
     """Return which words of the overlap are the same on both sides: as many as can be, and as near in time."""
     near = [
-        [i for i, place in enumerate(side) if overlap.start - APART <= place.word.middle <= overlap.end + APART]
+        [i for i, place in enumerate(side) if overlap.start - EDGE <= place.word.middle <= overlap.end + EDGE]
         for side in (ours, theirs)
     ]
     best: list[list[tuple[float, tuple[tuple[int, int], ...]]]] = [[(0.0, ())] * (len(near[1]) + 1)]
@@ -99,7 +99,7 @@ def _pairs(ours: Sequence[_Place], theirs: Sequence[_Place], overlap: Span) -> l
             score, chain = best[-1][column - 1]
             apart = abs(ours[i].word.middle - theirs[j].word.middle)
             same = ours[i].plain == theirs[j].plain and apart < APART
-            joined = [(score + 1 - apart / (2 * APART), (*chain, (i, j)))] if same else []
+            joined = [(score + 1 - apart / (4 * APART), (*chain, (i, j)))] if same else []
             row.append(max(best[-1][column], row[-1], *joined, key=lambda each: each[0]))
         best.append(row)
     return list(best[-1][-1][1])

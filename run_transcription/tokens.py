@@ -28,14 +28,18 @@ def segments(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: fl
     """
     pieces = _pieces(row.tokens, tokenizer)
     ends = [*accumulate(map(len, pieces))]
-    found = [
-        replace(
-            _segment(piece, row, chunk, tokenizer, compression_ratio),
-            confidence=confidence(row.logprobs[end - len(piece) : end] or (row.avg_logprob,)),
-        )
+    rows = [
+        replace(row, tokens=piece, logprobs=row.logprobs[end - len(piece) : end])
         for piece, end in zip(pieces, ends, strict=True)
     ]
+    found = (_segment(piece, chunk, tokenizer, compression_ratio) for piece in rows)
     return [segment for segment in found if segment.text.strip()]
+
+
+def whole(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: float) -> Segment:
+    """Return a row as one segment that is as long as its chunk, whatever its timestamps say."""
+    start, end = chunk.start / SAMPLE_RATE, chunk.end / SAMPLE_RATE
+    return replace(_segment(row, chunk, tokenizer, compression_ratio), start=round(start, 3), end=round(end, 3))
 
 
 def confidence(logprobs: Sequence[float]) -> float:
@@ -110,20 +114,21 @@ def _pieces(tokens: Sequence[int], tokenizer: Tokenizer) -> list[tuple[int, ...]
     return [tuple(tokens[start:end]) for start, end in zip([0, *cuts], [*cuts, len(tokens)], strict=True)]
 
 
-def _segment(piece: tuple[int, ...], row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: float) -> Segment:
-    start, end = _span(piece, (chunk.end - chunk.start) / SAMPLE_RATE, tokenizer.timestamp_begin)
+def _segment(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: float) -> Segment:
+    start, end = _span(row.tokens, (chunk.end - chunk.start) / SAMPLE_RATE, tokenizer.timestamp_begin)
     offset = chunk.start / SAMPLE_RATE
     return Segment(
         start=round(offset + start, 3),
         end=round(offset + end, 3),
-        text=tokenizer.decode([token for token in piece if token < tokenizer.end_of_text]),
-        tokens=piece,
+        text=tokenizer.decode([token for token in row.tokens if token < tokenizer.end_of_text]),
+        tokens=row.tokens,
         seek=chunk.start // FRAME_SAMPLES,
         temperature=row.temperature,
         avg_logprob=row.avg_logprob,
         compression_ratio=compression_ratio,
         no_speech_prob=row.no_speech_prob,
         language=row.language,
+        confidence=confidence(row.logprobs or (row.avg_logprob,)),
     )
 
 
