@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from run_transcription.records import Segment
 
 COLLAR = round(0.3 * SAMPLE_RATE)  # a segment's times are not surer than this
-SHORTEST = round(0.4 * SAMPLE_RATE)  # what is shorter is a breath, or the edge of a word
+SHORTEST = round(0.4 * SAMPLE_RATE)  # a part of a region that is shorter is a breath, or the edge of a word
 SLOWEST_LETTER = round(0.4 * SAMPLE_RATE)  # a text accounts for so much speech with each letter …
 AT_LEAST = round(1.5 * SAMPLE_RATE)  # … and for this much in any case
 
 
 def uncovered(speech: Sequence[Region], segments: Iterable[Segment]) -> list[Region]:
-    """Return the speech, in stretches of at least 0.4 s, that no segment lies over.
+    """Return the speech that no segment lies over: whole regions, and parts of at least 0.4 s.
 
     A text much shorter than the speech that its segment spans accounts only for the beginning of it.
     """
     left = list(speech)
     for segment in segments:
         left = _without(left, _accounted(segment, speech))
-    return [region for region in left if length([region]) >= SHORTEST]
+    return [region for region in left if length([region]) >= SHORTEST or region in speech]
 
 
 def length(regions: Iterable[Region]) -> int:

@@ -17,9 +17,9 @@ def test_speech_with_text_is_covered():
 
 
 def test_speech_without_text_is_found():
-    """What no segment lies over is returned with its edges; what is shorter than a word is not."""
-    left = uncovered(at((0, 1), (2, 8), (9, 9.3)), [segment(0, 1, 1, 2), segment(4, 5, 3, 4)])
-    assert left == at((2, 3.7), (5.3, 8))
+    """What no segment lies over is returned with its edges; of a region's edge what is shorter than a word is not."""
+    left = uncovered(at((0, 1.5), (2, 8), (9, 9.3)), [segment(0, 1, 1, 2), segment(4, 5, 3, 4)])
+    assert left == at((2, 3.7), (5.3, 8), (9, 9.3))
 
 
 def test_a_word_cannot_account_for_half_a_minute():
