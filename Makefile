@@ -43,9 +43,10 @@ format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: setup ## measure loading beside its peers, with records in benchmarks/results; some 20 GB of disk, an hour
+bench: setup ## measure loading and quality beside their peers, with records in benchmarks/results; 20 GB of disk, two hours
 	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
 	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
+	@$(BIN)/python benchmarks/quality.py
 	@$(MAKE) --no-print-directory summary
 
 summary: setup ## write the tables of OPTIMIZATION_SUMMARY.md from the records
