@@ -1,8 +1,8 @@
 """Silero VAD on many strips at once: the network of the `silero-vad` package, with the weights that lie in it.
 
 Of the network only one LSTM cell goes from frame to frame; all before it is done for all frames of some strips at
-once. The package's own code decodes one frame after the other. Its imports would need torchaudio, so only its file of
-weights is used.
+once. The package's own code decodes one frame after the other. Its imports would need torchaudio, so only its model's
+file is opened; the older weights that lie beside it as safetensors are those of another version.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional
 
 from run_transcription.errors import TranscriptionError
@@ -21,10 +20,11 @@ from run_transcription.vad import FRAME
 if TYPE_CHECKING:
     from run_transcription.records import Samples
 
-WEIGHTS = "data/silero_vad_16k.safetensors"
+MODEL = "data/silero_vad.jit"
 CONTEXT = 64  # samples before a frame that are seen with it; as many behind it are mirrored
 STFT, STRIDE = 256, 128  # samples
 BINS = STFT // 2 + 1
+STRIDES = (1, 2, 2, 1)  # of the four convolutions
 AT_ONCE = 8  # strips: about 40 MB for their spectra
 
 
@@ -33,15 +33,17 @@ class Silero:
 
     def __init__(self) -> None:
         """Read the weights from the installed package; it runs on the CPU, so that it hears the same everywhere."""
-        weights = load_file(_weights())
-        self._stft = weights["stft_conv.weight"]
-        self._layers = [(weights[f"conv{i}.weight"], weights[f"conv{i}.bias"], stride) for i, stride in _STRIDES]
-        self._last = weights["final_conv.weight"][:, :, 0], weights["final_conv.bias"]
-        hidden = weights["lstm_cell.weight_hh"].shape[1]
-        self._memory = torch.nn.LSTM(weights["lstm_cell.weight_ih"].shape[1], hidden, batch_first=True)
-        self._memory.load_state_dict(
-            {f"{name}_l0": weights[f"lstm_cell.{name}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-        )
+        weights = torch.jit.load(str(_file()), map_location="cpu").state_dict()
+        self._stft = weights["_model.stft.forward_basis_buffer"]
+        names = [f"_model.encoder.{i}.reparam_conv" for i in range(len(STRIDES))]
+        self._layers = [
+            (weights[f"{name}.weight"], weights[f"{name}.bias"], stride)
+            for name, stride in zip(names, STRIDES, strict=True)
+        ]
+        self._last = weights["_model.decoder.decoder.2.weight"][:, :, 0], weights["_model.decoder.decoder.2.bias"]
+        cell = {name: weights[f"_model.decoder.rnn.{name}"] for name in _CELL}
+        self._memory = torch.nn.LSTM(cell["weight_ih"].shape[1], cell["weight_hh"].shape[1], batch_first=True)
+        self._memory.load_state_dict({f"{name}_l0": weight for name, weight in cell.items()})
 
     def __call__(self, strips: Samples) -> Samples:
         """Return the probability of speech [strips, frames] in float32 strips [strips, frames × 512]."""
@@ -65,11 +67,11 @@ class Silero:
         return x.reshape(rows, count, -1)
 
 
-_STRIDES = ((1, 1), (2, 2), (3, 2), (4, 1))  # of the four convolutions
+_CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _weights() -> Path:
+def _file() -> Path:
     spec = find_spec("silero_vad")
     if spec is None or spec.origin is None:
         raise TranscriptionError("the package silero-vad is not installed: install it, or use --no-vad")
-    return Path(spec.origin).parent / WEIGHTS
+    return Path(spec.origin).parent / MODEL
