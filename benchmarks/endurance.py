@@ -29,7 +29,8 @@ def long_recording(minutes: float) -> dict[str, object]:
     engine, decoding = _engine()
     with audio.open_recording(Path(os.environ["ENDURANCE_FILE"])) as reader:
         done, timing = direct_transcribe.transcribe(reader.blocks(), engine, decoding)
-    assert abs(done.duration - 60 * minutes) < 1, done.duration
+    if abs(done.duration - 60 * minutes) > 1:
+        sys.exit(f"{done.duration} s are not {minutes} minutes")
     return {"mb": peak(), "seconds": timing.wall, "words": len(done.text.split())}
 
 

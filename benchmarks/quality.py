@@ -196,7 +196,11 @@ def judge_voice(clips: demo_speech.Bank, share: float) -> list[common.Bar]:
         edges = [(r.start - e["start"], r.end - e["end"]) for r, e in zip(found, expected, strict=True)]
         far = [max(abs(each) for pair in edges for each in pair) / vad.SAMPLE_RATE]
     return [
-        common.at_most("listening: seconds over those of silero-vad's own code", [a / b for a, b in zip(ours, theirs, strict=True)], 0.2),
+        common.at_most(
+            "listening: seconds over those of silero-vad's own code",
+            [a / b for a, b in zip(ours, theirs, strict=True)],
+            0.2,
+        ),
         common.at_most("listening: farthest edge of a region from its own (s)", far, 0.1),
     ]
 

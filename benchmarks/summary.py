@@ -49,7 +49,7 @@ def _origin(record: dict[str, Any]) -> str:
 
 
 def _rows(rows: list[dict[str, Any]]) -> str:
-    """Show the times of each row, or in their place the figures that were taken beside them, where these are numbers."""
+    """Show the times of each row, or in their place the figures that were taken beside them."""
     labels, figures = list(rows[0]["labels"]), _figures(rows)
     columns = [name.replace("_", " ") for name in figures] or ["shortest", "longest"]
     lines = [[*labels, "median s", *columns], ["---"] * len(labels) + ["---:"] * (1 + len(columns))]

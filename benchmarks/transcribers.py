@@ -76,7 +76,12 @@ def pipeline() -> Transcriber:
     from transformers import pipeline as made
 
     pipe = made(
-        "automatic-speech-recognition", model=str(FOLDER), dtype="float32", chunk_length_s=30, batch_size=8, device="cpu"
+        "automatic-speech-recognition",
+        model=str(FOLDER),
+        dtype="float32",
+        chunk_length_s=30,
+        batch_size=8,
+        device="cpu",
     )
 
     def transcribe(samples: Samples) -> Text:
@@ -140,7 +145,11 @@ def same_tokens(scratch: Path, windows: list[Samples]) -> dict[str, int]:
     features = WhisperFeatureExtractor()(windows, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
     settings = json.loads((FOLDER / "generation_config.json").read_text())
     end = settings["eos_token_id"]
-    prompt = [settings["decoder_start_token_id"], settings["lang_to_id"]["<|en|>"], settings["task_to_id"]["transcribe"]]
+    prompt = [
+        settings["decoder_start_token_id"],
+        settings["lang_to_id"]["<|en|>"],
+        settings["task_to_id"]["transcribe"],
+    ]
     plain = model.generate(features, **ENGLISH, return_timestamps=True, force_unique_generate_call=True).tolist()
     theirs = ctranslate2.models.Whisper(str(converted(scratch)), device="cpu", compute_type="float32").generate(
         ctranslate2.StorageView.from_array(features.numpy()),
@@ -156,7 +165,8 @@ def same_tokens(scratch: Path, windows: list[Samples]) -> dict[str, int]:
         "CTranslate2": [_until(each.sequences_ids[0], end, prompt) for each in theirs],
     }
     return {
-        name: sum(list(row.tokens) != ids for row, ids in zip(rows, found, strict=True)) for name, found in others.items()
+        name: sum(list(row.tokens) != ids for row, ids in zip(rows, found, strict=True))
+        for name, found in others.items()
     }
 
 

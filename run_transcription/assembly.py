@@ -200,10 +200,10 @@ def _both(left: _Part, right: _Part, chunk: Chunk) -> Samples:
 def _merged(segments: Sequence[Segment], found: Sequence[Segment]) -> tuple[Segment, ...]:
     """Put segments among others where they belong in time; their times give way."""
     line = sorted([*segments, *found], key=lambda segment: segment.start)
+    nexts = [*(segment.start for segment in line[1:]), float("inf")]
     return tuple(
-        replace(segment, end=max(segment.start, min(segment.end, after.start))) if segment in found else segment
-        for segment, after in itertools.zip_longest(line, line[1:], fillvalue=line[-1] if line else None)
-        if segment is not None
+        replace(segment, end=max(segment.start, min(segment.end, after))) if segment in found else segment
+        for segment, after in zip(line, nexts, strict=True)
     )
 
 

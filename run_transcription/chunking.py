@@ -97,7 +97,7 @@ def _cut(speech: Sequence[Region], start: int, limit: int, tape: _Tape) -> _Cut:
     pauses = [
         (after.start - before.end, before.end, after.start)
         for before, after in itertools.pairwise(run)
-        if start + 2 * limit // 3 <= before.end <= reach and after.start - before.end >= PAUSE
+        if start + 2 * limit // 3 <= after.start and before.end <= reach and after.start - before.end >= PAUSE
     ]
     if pauses:
         _, silent, spoken = max(pauses)

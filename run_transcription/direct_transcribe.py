@@ -40,7 +40,7 @@ def transcribe(
     after_batch: AfterBatch | None = None,
     finished: Mapping[Chunk, Row] | None = None,
 ) -> tuple[Transcript, Timing]:
-    """Transcribe a recording that arrives in blocks (each float32 [samples] at 16 kHz), holding one block of 17 minutes.
+    """Transcribe a recording that arrives in blocks (each float32 [samples] at 16 kHz), holding 17 minutes of it.
 
     `after_batch` is called with what each batch added; chunks whose rows are `finished` already, from an earlier try,
     are not decoded again. The timing leaves out what only others know: decoding the file and storing the result.

@@ -311,6 +311,8 @@ _DECODING_OPTIONS = (
         help="Step from one attempt's temperature to the next one's, up to 1; 0: one attempt.",
     ),
     click.option(
-        "--sequential", is_flag=True, help="Use transformers' own long form: one window after the other, as a reference."
+        "--sequential",
+        is_flag=True,
+        help="Use transformers' own long form: one window after the other, as a reference.",
     ),
 )

@@ -78,7 +78,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A chunk to decode: its samples, and the speech found in it. One that begins before the last one's end is a seam."""
+    """A chunk to decode: its samples, and the speech found in it; it may begin before the end of the one before."""
 
     chunk: Chunk
     samples: Samples

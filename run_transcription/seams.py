@@ -111,9 +111,7 @@ def _time(ours: Sequence[_Place], theirs: Sequence[_Place], pair: tuple[int, int
 
 def _agree(ours: Sequence[_Place], theirs: Sequence[_Place], pairs: Sequence[tuple[int, int]], time: float) -> bool:
     """Tell whether around a time each word of one side is one of the other, and next to it the same words follow."""
-    sides = [
-        {i for i, place in enumerate(side) if abs(place.word.middle - time) <= AROUND} for side in (ours, theirs)
-    ]
+    sides = [{i for i, place in enumerate(side) if abs(place.word.middle - time) <= AROUND} for side in (ours, theirs)]
     paired = [{pair[side] for pair in pairs} for side in (0, 1)]
     if not (sides[0] <= paired[0] and sides[1] <= paired[1]):
         return False

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 FRAME = 512  # samples: one probability of speech every 32 ms, as Silero VAD gives them
 STRIP = 500 * FRAME  # 16 s
-WARM_UP = 125 * FRAME  # 4 s before each strip, in which the detector's memory settles
 STRIPS = 64  # listened to at once: a block of 17 minutes
 BLOCK = STRIPS * STRIP
 
@@ -27,7 +26,7 @@ FAINT = 1e-8  # power below -80 dB is silence
 NEARLY = 2.0  # within 3 dB of the quietest place …
 FAR_BELOW = 0.01  # … and 20 dB below what is loud: a pause
 
-# strips of float32 [strips, samples] → probability of speech [strips, samples / FRAME]
+# the next strips of a recording, float32 [strips, samples] → probability of speech [strips, samples / FRAME]
 Detector = Callable[["Samples"], "Samples"]
 
 
@@ -35,7 +34,7 @@ class Ear:
     """Listens to a recording that arrives in blocks of any size; what it hears does not depend on their size."""
 
     def __init__(self, blocks: Iterable[Samples], detector: Detector, threshold: float) -> None:
-        """Listen with a detector; from the threshold on, a probability is speech."""
+        """Listen with a detector that has heard nothing yet; from the threshold on, a probability is speech."""
         self.samples = 0  # heard so far
         self._blocks = blocks
         self._detector = detector
@@ -44,32 +43,27 @@ class Ear:
     def heard(self) -> Iterator[Heard]:
         """Yield blocks of 17 minutes, the last one shorter; each is kept by nobody but the caller."""
         regions = Regions(self._threshold)
-        for buffer, length in _with_warm_up(self._blocks):
+        for buffer, length in _gathered(self._blocks):
             start, self.samples = self.samples, self.samples + length
-            strips = -(-length // STRIP)
-            rows = np.lib.stride_tricks.sliding_window_view(buffer, WARM_UP + STRIP)[::STRIP][:strips]
-            found = self._detector(rows)[:, WARM_UP // FRAME :].reshape(-1)[: -(-length // FRAME)]
+            strips = buffer.reshape(-1, STRIP)[: -(-length // STRIP)]
+            found = self._detector(strips).reshape(-1)[: -(-length // FRAME)]
             ended = regions.feed(found.tolist())
-            yield Heard(start, buffer[WARM_UP : WARM_UP + length], _within(ended, regions.open, start, self.samples))
+            yield Heard(start, buffer[:length], _within(ended, regions.open, start, self.samples))
 
 
-def _with_warm_up(blocks: Iterable[Samples]) -> Iterator[tuple[Samples, int]]:
-    """Gather blocks of BLOCK samples behind WARM_UP samples of what came before; also yield how many are filled.
-
-    The rest is zeros up to a whole strip.
-    """
-    before, buffer, filled = np.zeros(WARM_UP, np.float32), np.empty(0, np.float32), 0
+def _gathered(blocks: Iterable[Samples]) -> Iterator[tuple[Samples, int]]:
+    """Gather blocks of BLOCK samples, zeros behind the last one; also yield how many of them are filled."""
+    buffer, filled = np.empty(0, np.float32), 0
     for block in blocks:
         taken = 0
         while taken < len(block):
             if not filled:
-                buffer = np.zeros(WARM_UP + BLOCK, np.float32)  # memory is taken as it is filled
-                buffer[:WARM_UP] = before
+                buffer = np.zeros(BLOCK, np.float32)  # memory is taken as it is filled
             part = block[taken : taken + BLOCK - filled]
-            buffer[WARM_UP + filled : WARM_UP + filled + len(part)] = part
+            buffer[filled : filled + len(part)] = part
             taken, filled = taken + len(part), filled + len(part)
             if filled == BLOCK:
-                before, filled = buffer[-WARM_UP:].copy(), 0
+                filled = 0
                 yield buffer, BLOCK
     if filled:
         yield buffer, filled

@@ -120,9 +120,7 @@ def test_speech_without_a_pause_overlaps_around_its_quietest_place() -> None:
     samples[round(24.97 * SAMPLE_RATE) : round(25.05 * SAMPLE_RATE)] *= 0.1
     found = chunks(samples, spoken((0, 300)))
     assert found[0] == (0, pytest.approx(27, abs=0.05))
-    assert all(
-        before[1] - after[0] == pytest.approx(OVERLAP / SAMPLE_RATE) for before, after in pairwise(found)
-    )
+    assert all(before[1] - after[0] == pytest.approx(OVERLAP / SAMPLE_RATE) for before, after in pairwise(found))
     assert found[-1][1] == 300
     assert 10 < len(found) <= 17
 

@@ -244,7 +244,9 @@ def test_a_real_engine_in_batches_and_alone(folder, tmp_path):
     """A recording gives the same segments whatever the batch size: rows don't touch one another."""
     engine = optimized_loader.load(ModelSpec(str(folder), device="cpu", dtype="float32", home=tmp_path)).engine
     noise = (np.random.default_rng(0).standard_normal(70 * SECOND) * 0.1).astype(np.float32)
-    one, three = (direct_transcribe.transcribe(blocks(noise), engine, replace(LOUD, batch_size=size))[0] for size in (1, 3))
+    one, three = (
+        direct_transcribe.transcribe(blocks(noise), engine, replace(LOUD, batch_size=size))[0] for size in (1, 3)
+    )
     assert one.text == three.text != ""
     assert [segment.tokens for segment in one.segments] == [segment.tokens for segment in three.segments]
     assert max(segment.end for segment in one.segments) > 60

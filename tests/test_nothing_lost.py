@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tools import require_tool
 
 from run_transcription import direct_transcribe, optimized_loader
 from run_transcription.demo.score import word_errors
 from run_transcription.records import SAMPLE_RATE, Decoding, ModelSpec
+from tools import require_tool
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    import numpy as np
     from transformers import WhisperForConditionalGeneration
 
     from run_transcription.records import Samples

@@ -92,7 +92,9 @@ class TorchEngine:
             return self._transcribe(windows, self.check(decoding))
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_ROOM):
-                raise OutOfMemory(f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size") from error
+                raise OutOfMemory(
+                    f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size"
+                ) from error
             raise
 
     def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[Passed, ...]:
@@ -102,8 +104,10 @@ class TorchEngine:
             features = self._features([samples[: self._features.samples]]).to(self._model.dtype)
             start = self._start(self._model.model.encoder(features), decoding)
         found = long_form.passed(self._model, samples, decoding, self._chosen(start.languages[0], decoding))
-        told = {"language": start.languages[0], "language_probability": start.probabilities[0]}
-        return tuple(replace(each, row=replace(each.row, **told)) for each in found)
+        language, probability = start.languages[0], start.probabilities[0]
+        return tuple(
+            replace(each, row=replace(each.row, language=language, language_probability=probability)) for each in found
+        )
 
     def _transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         with torch.inference_mode():
