@@ -31,7 +31,7 @@ from run_transcription.demo.score import word_errors, words
 
 PACKAGES = ("torch", "transformers", "ctranslate2", "faster-whisper", "silero-vad")
 OURS = "ours"
-NEAR = 4.0  # seconds on both sides of a place where a recording was cut
+SHARED = 4.0  # seconds behind the beginning of a chunk that the one before may have heard, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,9 @@ def score(speech: Speech, found: Text) -> Score:
         missing, more = max(0, (last - first) - (end - begin)), max(0, (end - begin) - (last - first))
         lost, doubled = lost + missing, doubled + more
         if kind != "equal" and said and (missing or more):
-            at = said[min(first, len(said) - 1)].start
-            at_seams += (missing + more) * any(abs(at - seam) < NEAR for seam in found.seams)
+            word = said[min(first, len(said) - 1)]
+            at = (word.start + word.end) / 2
+            at_seams += (missing + more) * any(0 <= at - seam <= SHARED for seam in found.seams)
     return Score(
         word_errors(wanted, written),
         len(wanted),

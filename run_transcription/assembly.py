@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from run_transcription.records import Samples
 
 WHOLE = 0.995  # share of the speech that has to have text; below it a person should look
-SURE = 0.5  # confidence below which a person should look
+SURE = 0.5  # confidence below which words are not put in, and a person should look
 ASIDE = 4 * SAMPLE_RATE  # heard beside speech without text when it is decoded once more
 AROUND_SEAM = 15 * SAMPLE_RATE  # the window in which a seam is decoded once more
 
@@ -119,8 +119,8 @@ class Assembly:
         for part, region, chunk in lost:
             if chunk in rows:
                 span = Span(region.start / SAMPLE_RATE, region.end / SAMPLE_RATE)
-                found = seams.within(self._said(chunk, rows), span, self.engine.tokenizer)
-                part.segments = _merged(part.segments, found)
+                sure = tuple(each for each in self._said(chunk, rows) if each.confidence >= SURE)
+                part.segments = _merged(part.segments, seams.missing(part.segments, sure, span, self.engine.tokenizer))
         return rows
 
     def _join(self, line: Sequence[_Part]) -> dict[Chunk, Row]:
@@ -200,7 +200,7 @@ def _both(left: _Part, right: _Part, chunk: Chunk) -> Samples:
 def _merged(segments: Sequence[Segment], found: Sequence[Segment]) -> tuple[Segment, ...]:
     """Put segments among others where they belong in time; their times give way."""
     line = sorted([*segments, *found], key=lambda segment: segment.start)
-    nexts = [*(segment.start for segment in line[1:]), float("inf")]
+    nexts = [segment.start for segment in line[1:]] + [float("inf")] * bool(line)
     return tuple(
         replace(segment, end=max(segment.start, min(segment.end, after))) if segment in found else segment
         for segment, after in zip(line, nexts, strict=True)

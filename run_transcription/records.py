@@ -238,7 +238,7 @@ class Engine(Protocol):
         """
 
     def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[Passed, ...]:
-        """Decode a recording of any length, float32 [samples], by the long-form algorithm of the model's own library."""
+        """Decode float32 [samples] of any length by the long-form algorithm of the model's own library."""
 
 
 class Tokenizer(Protocol):

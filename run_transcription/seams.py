@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from run_transcription import tokens
+from run_transcription.records import Span
 
 if TYPE_CHECKING:
-    from run_transcription.records import Segment, Span, Tokenizer
+    from run_transcription.records import Segment, Tokenizer
     from run_transcription.tokens import TimedWord
 
 APART = 1.0  # seconds: word times inside a segment are a guess, but no worse than this
@@ -63,10 +64,12 @@ def join(left: Segments, right: Segments, overlap: Span, tokenizer: Tokenizer) -
     return Joined(*_in_order(*kept), seam is not None)
 
 
-def within(segments: Segments, span: Span, tokenizer: Tokenizer) -> Segments:
-    """Return of segments the words whose middle lies in a span."""
-    places = [place for place in _places(segments, tokenizer) if span.start <= place.word.middle < span.end]
-    return _kept(segments, places, tokenizer)
+def missing(segments: Segments, found: Segments, span: Span, tokenizer: Tokenizer) -> Segments:
+    """Return of what was found in a span the words that are not among the segments' already, near in time."""
+    ours, theirs = _places(segments, tokenizer), _places(found, tokenizer)
+    known = {pair[1] for pair in _pairs(ours, theirs, Span(span.start - APART, span.end + APART))}
+    places = [place for i, place in enumerate(theirs) if i not in known and span.start <= place.word.middle < span.end]
+    return _kept(found, places, tokenizer)
 
 
 def _places(segments: Segments, tokenizer: Tokenizer) -> list[_Place]:
@@ -74,9 +77,14 @@ def _places(segments: Segments, tokenizer: Tokenizer) -> list[_Place]:
 
 
 def _kept(segments: Segments, places: Sequence[_Place], tokenizer: Tokenizer) -> Segments:
-    """Return the segments that some of their words make."""
-    groups = groupby(places, key=lambda place: place.segment)
-    return tuple(tokens.part(segments[i], [place.word for place in group], tokenizer) for i, group in groups)
+    """Return the segments that some of their words make: one for each run of words without a gap."""
+    starts = [
+        i
+        for i, (before, place) in enumerate(zip([None, *places], places, strict=False))
+        if before is None or (before.segment, before.word.last) != (place.segment, place.word.first)
+    ]
+    runs = [places[start:end] for start, end in pairwise([*starts, len(places)])]
+    return tuple(tokens.part(segments[run[0].segment], [each.word for each in run], tokenizer) for run in runs)
 
 
 def _times(overlap: Span) -> list[float]:
@@ -116,7 +124,7 @@ def _agree(ours: Sequence[_Place], theirs: Sequence[_Place], pairs: Sequence[tup
     if not (sides[0] <= paired[0] and sides[1] <= paired[1]):
         return False
     around = [pair for pair in pairs if pair[0] in sides[0] or pair[1] in sides[1]]
-    return all(b[0] - a[0] == 1 and b[1] - a[1] == 1 for a, b in zip(around, around[1:], strict=False))
+    return all(b[0] - a[0] == 1 and b[1] - a[1] == 1 for a, b in pairwise(around))
 
 
 def _in_order(left: Segments, right: Segments) -> tuple[Segments, Segments]:

@@ -1,4 +1,4 @@
-"""A vocabulary for tests in which each token is a word: ids from 0 on are " w0", " w1", …"""
+"""A vocabulary for tests in which each token is a word: the id 7 is " w7"."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from run_transcription.chunking import LONG_SILENCE, MARGIN, OVERLAP, passages, quietest
+from run_transcription.chunking import LONG_SILENCE, MARGIN, OVERLAP, PAUSE, passages, quietest
 from run_transcription.records import SAMPLE_RATE, Chunk, Heard, Region
 
 RNG = np.random.default_rng(3)
+SOME_NOISE = RNG.standard_normal(99_991).astype(np.float32)
 
 
 def noise(seconds: float) -> np.ndarray:
@@ -60,13 +61,13 @@ def test_passages_hold_all_speech(
 ) -> None:
     """Whatever is said and however it comes in blocks: all speech is in a passage, none is too long.
 
-    Neighbours overlap only by a seam, both in speech; and the passages are always the same.
+    Neighbours overlap only at a seam, where there was no pause to cut in; and the passages are always the same.
     """
     regions, now = [], 0.0
     for place, (length, pause) in enumerate(speech):
         regions += spoken((now, now + length))
         now += length + pause + (silences[place] if place < len(silences) else 0)
-    samples = np.random.default_rng(1).standard_normal(round((now + tail) * SAMPLE_RATE)).astype(np.float32)
+    samples = np.resize(SOME_NOISE, round((now + tail) * SAMPLE_RATE))
     found = list(passages(heard(samples, regions, tuple(cuts)), limit))
     assert found_chunks(found) == found_chunks(passages(heard(samples, regions), limit))
     most = int(limit * SAMPLE_RATE)
@@ -85,7 +86,8 @@ def test_passages_hold_all_speech(
         shared = before.chunk.end - after.chunk.start
         assert shared <= most // 4
         if shared > 0:
-            assert before.speech[-1].end == before.chunk.end or after.speech[0].start == after.chunk.start
+            late = [region for region in before.speech if region.end > before.chunk.start + 2 * most // 3]
+            assert all(b.start - a.end < PAUSE for a, b in pairwise(late))
 
 
 def found_chunks(found) -> list[Chunk]:

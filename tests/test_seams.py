@@ -47,7 +47,7 @@ def test_no_word_is_lost_or_doubled(seed, shifts, edges):
 
     Times may be wrong by 0.2 s on each side, and the words at an edge may not have been heard.
     """
-    words = random.Random(seed).choices(range(10), k=120)
+    words = random.Random(seed).choices(range(10), k=120)  # noqa: S311 - chance without secrets
     left = spoken(words, 0, 30 - edges[0] / 2, shift=shifts[0])
     right = spoken(words, 26 + edges[1] / 2, 60, shift=shifts[1])
     assert joined(left, right) == (words, True)
@@ -90,8 +90,11 @@ def test_a_side_without_text(sides):
     assert set(found) <= set(words)
 
 
-def test_words_within_a_span():
-    """Only the words whose middle lies in the span are kept, with their times and text."""
-    (found,) = seams.within(spoken(list(range(20)), 0, 4), Span(1, 2.1), Words())
-    assert (ids([found]), found.text) == ([2, 3], " w2 w3")
-    assert (found.start, found.end) == pytest.approx((1, 2), abs=0.1)
+def test_only_missing_words_are_put_in():
+    """Of what was found in a span, words that stand there already are left out, also where their times differ."""
+    found = spoken(list(range(20)), 0, 4)
+    (new,) = seams.missing((), found, Span(1, 2.1), Words())
+    assert (ids([new]), new.text) == ([2, 3], " w2 w3")
+    assert (new.start, new.end) == pytest.approx((1, 2), abs=0.1)
+    (new,) = seams.missing((segment(0.3, 0.9, 2),), found, Span(1, 2.1), Words())
+    assert ids([new]) == [3]

@@ -315,10 +315,10 @@ def test_tokens_are_drawn_by_their_probabilities():
 def test_no_room_is_said(engine, windows, error, monkeypatch):
     """What torch raises where memory runs out becomes one line; other errors stay what they are."""
 
-    def fail(_):
+    def fail(*_):
         raise error
 
-    monkeypatch.setattr(engine, "_features", fail)
+    monkeypatch.setattr(engine, "_transcribe", fail)
     with pytest.raises(OutOfMemory, match="4 windows at a time don't fit into memory: use a smaller --batch-size"):
         engine.transcribe(windows, ENGLISH)
     error = RuntimeError("something else")
