@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from run_transcription import demo, direct_transcribe, optimized_loader
-from run_transcription.records import SAMPLE_RATE, Decoding, ModelSpec, Quality
+from run_transcription.audit import Quality
+from run_transcription.records import SAMPLE_RATE, Decoding, ModelSpec
 
 Samples = npt.NDArray[np.float32]
 FOLDER = Path(demo.__file__).parent / "model"

@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from run_transcription import coverage, quality, seams, tokens
+from run_transcription.audit import Quality, Span
 from run_transcription.batches import Decoder
+from run_transcription.hearing import Passage, Region
 from run_transcription.records import (
     SAMPLE_RATE,
     Chunk,
     Decoding,
     Engine,
-    Passage,
-    Passed,
-    Quality,
-    Region,
     Row,
     Segment,
-    Span,
     Transcript,
 )
 
@@ -80,15 +77,13 @@ class Assembly:
         self.rows += rows.values()
         return tuple(rows.items())
 
-    def take(self, passed: Sequence[Passed], speech: Sequence[Region]) -> None:
+    def take(self, passed: Sequence[tuple[Chunk, Row]], speech: Sequence[Region]) -> None:
         """Take the segments of the long-form algorithm, which has judged and joined them itself."""
         tokenizer = self.engine.tokenizer
-        for each in passed:
-            chunk = Chunk(round(each.start * SAMPLE_RATE), round(each.end * SAMPLE_RATE))
-            text = tokenizer.decode(each.row.tokens)
-            found = tokens.whole(each.row, chunk, tokenizer, quality.compression_ratio(text.strip()))
-            self.segments += [found] if text.strip() else []
-            self.voiced += [each.row] if text.strip() else []
+        for chunk, row in passed:
+            if text := tokenizer.decode(row.tokens).strip():
+                self.segments.append(tokens.whole(row, chunk, tokenizer, quality.compression_ratio(text)))
+                self.voiced.append(row)
         self.speech += speech
 
     def transcript(self, duration: float) -> Transcript:
@@ -151,7 +146,7 @@ class Assembly:
         speech = coverage.merged(self.speech)
         left = coverage.uncovered(speech, transcript.segments)
         share = 1 - coverage.length(left) / coverage.length(speech) if speech else None
-        confidence = transcript.confidence
+        confidence = _confidence(transcript.segments)
         failing = sorted({name for row in self.voiced for name in self.decoder.failing(row)})
         doubts = {
             "speech_without_text": share is not None and share < WHOLE,
@@ -161,7 +156,13 @@ class Assembly:
         reasons = (*(name for name, doubt in doubts.items() if doubt), *failing)
         uncovered = tuple(_span(region.start, region.end) for region in left)
         retried = sum(row.attempts > 1 for row in self.rows)
-        return Quality(share, uncovered, retried, bool(reasons), reasons)
+        return Quality(share, uncovered, retried, confidence, bool(reasons), reasons)
+
+
+def _confidence(segments: Sequence[Segment]) -> float | None:
+    """Return the mean of the segments' confidences, weighted by their tokens."""
+    count = sum(len(segment.tokens) for segment in segments)
+    return sum(each.confidence * len(each.tokens) for each in segments) / count if count else None
 
 
 def _span(start: int, end: int) -> Span:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from run_transcription.records import SAMPLE_RATE, Chunk, Heard, Passage, Region
+from run_transcription.hearing import Heard, Passage, Region
+from run_transcription.records import SAMPLE_RATE, Chunk
 
 if TYPE_CHECKING:
     from run_transcription.records import Samples

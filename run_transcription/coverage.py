@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from run_transcription.records import SAMPLE_RATE, Region
+from run_transcription.hearing import Region
+from run_transcription.records import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

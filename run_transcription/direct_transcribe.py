@@ -14,13 +14,13 @@ import numpy as np
 from run_transcription import audio, chunking, optimized_loader, options, vad
 from run_transcription.assembly import Assembly
 from run_transcription.batches import Decoder
+from run_transcription.hearing import Heard
 from run_transcription.records import (
     SAMPLE_RATE,
     Advance,
     Chunk,
     Decoding,
     Engine,
-    Heard,
     ModelSpec,
     Row,
     Timing,

@@ -16,7 +16,6 @@ import dataclasses
 import errno
 import functools
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from run_transcription import storage, writers
+from run_transcription import decoding_table, storage, writers
 from run_transcription.errors import TranscriptionError
 from run_transcription.records import Decoding, ModelSpec
 
@@ -135,7 +134,7 @@ def decoding_options(function: Function) -> Function:
         chosen = {field.name: named.pop(field.name) for field in dataclasses.fields(Decoding) if field.name in named}
         return function(*positional, decoding=Decoding(**chosen), **named)
 
-    return _with(with_decoding, _DECODING_OPTIONS)
+    return _with(with_decoding, decoding_table.OPTIONS)
 
 
 def format_option(
@@ -216,25 +215,6 @@ def _limit_threads(threads: int | None) -> None:
         threadpoolctl.threadpool_limits(threads)
 
 
-class _Number(click.FloatRange):
-    """A number in a range; click's own would let NaN pass."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read a number, and refuse one that is none."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-def _chunk_length(_context: click.Context, _option: click.Parameter, seconds: float) -> float:
-    """Whisper sees 30 s at a time; click's own ranges would let NaN pass."""
-    if not 1.0 <= seconds <= 30.0:  # noqa: PLR2004
-        message = f"{seconds:g} is not a number of seconds from 1 to 30."
-        raise click.BadParameter(message)
-    return seconds
-
-
 def _with(function: Function, decorators: Sequence[Callable[[Function], Function]]) -> Function:
     """Apply decorators so that their options stand in the help in the order written."""
     return functools.reduce(lambda decorated, decorator: decorator(decorated), reversed(decorators), function)
@@ -263,56 +243,5 @@ _MODEL_OPTIONS = (
     ),
     click.option(
         "--threads", type=click.IntRange(min=1), help="Threads of the CPU to use.", show_default="one for each core"
-    ),
-)
-
-_DECODING_OPTIONS = (
-    click.option("--language", help="Such as `en` or `english`.", show_default="detected"),
-    click.option(
-        "--task",
-        type=click.Choice(("transcribe", "translate")),
-        default="transcribe",
-        help="translate: into English.",
-    ),
-    click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Chunks decoded at the same time."),
-    click.option(
-        "--chunk-length",
-        type=float,
-        default=30.0,
-        callback=_chunk_length,
-        help="Longest chunk in seconds, at most 30.",
-    ),
-    click.option("--vad/--no-vad", default=True, help="Look for speech with Silero VAD, or by loudness alone."),
-    click.option(
-        "--vad-threshold", type=_Number(0, 1), default=0.5, help="Probability from which Silero VAD hears speech."
-    ),
-    click.option(
-        "--compression-ratio-threshold",
-        type=_Number(0),
-        default=2.4,
-        help="Text that can be compressed more is decoded again.",
-    ),
-    click.option(
-        "--logprob-threshold",
-        type=_Number(),
-        default=-1.0,
-        help="Text with a lower average log-probability is decoded again.",
-    ),
-    click.option(
-        "--no-speech-threshold",
-        type=_Number(0, 1),
-        default=0.6,
-        help="Text is dropped where no speech is likelier, and the log-probability is below its threshold.",
-    ),
-    click.option(
-        "--temperature-increment-on-fallback",
-        type=_Number(0, 1),
-        default=0.2,
-        help="Step from one attempt's temperature to the next one's, up to 1; 0: one attempt.",
-    ),
-    click.option(
-        "--sequential",
-        is_flag=True,
-        help="Use transformers' own long form: one window after the other, as a reference.",
     ),
 )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from run_transcription.audit import Quality
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16_000
 SCHEMA_VERSION = "1.0"
-
 Task = Literal["transcribe", "translate"]
 Status = Literal["QUEUED", "IN_PROGRESS", "COMPLETED", "FAILED"]
 
@@ -57,35 +58,6 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
-    """A stretch of speech: first sample, and the sample after the last; of any length."""
-
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """A block of a recording that was listened to: where it begins, its samples, and the speech found in it.
-
-    A region that goes on behind the block's end ends with it here, and goes on at the next block's start.
-    """
-
-    start: int
-    samples: Samples
-    speech: tuple[Region, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A chunk to decode: its samples, and the speech found in it; it may begin before the end of the one before."""
-
-    chunk: Chunk
-    samples: Samples
-    speech: tuple[Region, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Row:
     """What an engine returns for one chunk: token ids without prompt and without end of text."""
 
@@ -96,7 +68,7 @@ class Row:
     avg_logprob: float  # of all tokens and the end of text, whatever the temperature was
     temperature: float = 0.0
     complete: bool = True  # False: cut off where the model can write no more, before it came to an end
-    logprobs: tuple[float, ...] = ()  # of each token; empty where the engine does not tell
+    logprobs: tuple[float, ...] = ()  # of each token; empty where the engine doesn't tell
     attempts: int = 1  # how often it was decoded until it was kept
 
 
@@ -130,15 +102,6 @@ class Batch:
 
     rows: tuple[Row, ...]
     timing: Timing
-
-
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """A segment that the long-form algorithm has passed: its seconds, and what it decoded there."""
-
-    start: float
-    end: float
-    row: Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,18 +145,6 @@ class ModelFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What the state of a model was made from: a state fits where every field is the wanted one."""
-
-    format_version: str
-    model_id: str
-    revision: str
-    content_sha256: str  # of the weights' files as they were before the cast to dtype
-    config_sha256: str
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What was loaded, with every `auto` resolved."""
 
@@ -232,13 +183,10 @@ class Engine(Protocol):
         """Return it with its language as a code; raise Rejected (unsupported_option) where this model can't so."""
 
     def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
-        """Decode windows (each float32 [samples], at most 30 s) and return a row for each, in order.
+        """Decode windows (each float32 [samples], at most 30 s): a row for each, in order. May raise OutOfMemory."""
 
-        Raises OutOfMemory where they are too many at a time.
-        """
-
-    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[Passed, ...]:
-        """Decode float32 [samples] of any length by the long-form algorithm of the model's own library."""
+    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
+        """Decode float32 [samples] of any length by its library's long form: a row for each segment."""
 
 
 class Tokenizer(Protocol):
@@ -276,25 +224,6 @@ class AudioFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of a recording in seconds."""
-
-    start: float
-    end: float
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """What the audit of a transcript found: speech that has text, speech that has none, and what is doubtful."""
-
-    coverage: float | None = None  # share of the speech that has text; None: no speech was found
-    uncovered: tuple[Span, ...] = ()
-    retried_rows: int = 0
-    needs_review: bool = False
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Transcript:
     """The text of one recording."""
 
@@ -304,18 +233,12 @@ class Transcript:
     duration: float
     segments: tuple[Segment, ...]
     truncated_chunks: int = 0  # whose text broke off at the longest text that the model can write
-    quality: Quality = Quality()
+    quality: Quality = field(default_factory=Quality)
 
     @property
     def text(self) -> str:
         """All segments' text, joined as openai/whisper joins it."""
         return "".join(segment.text for segment in self.segments)
-
-    @property
-    def confidence(self) -> float | None:
-        """The mean of the segments' confidences, weighted by their tokens; None without text."""
-        tokens = sum(len(segment.tokens) for segment in self.segments)
-        return sum(each.confidence * len(each.tokens) for each in self.segments) / tokens if tokens else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import dataclasses
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from run_transcription.audit import Quality
 from run_transcription.errors import REASON_CODES
 from run_transcription.records import (
     SCHEMA_VERSION,
@@ -14,7 +15,6 @@ from run_transcription.records import (
     Failure,
     LoadReport,
     ModelFacts,
-    Quality,
     Segment,
     Status,
     StoredFile,
@@ -99,7 +99,6 @@ def _transcript_fields() -> dict[str, Schema]:
     quality = {
         "language_probability": {"type": "number", **SHARE},
         "avg_logprob": _nullable({"type": "number", "description": "mean over all tokens"}),
-        "confidence": _nullable({"type": "number", **SHARE, "description": "mean over all tokens of their segments'"}),
         "truncated_chunks": {
             "type": "integer",
             "minimum": 0,

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from run_transcription import tokens
-from run_transcription.records import Span
+from run_transcription.audit import Span
 
 if TYPE_CHECKING:
     from run_transcription.records import Segment, Tokenizer

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from run_transcription.records import SAMPLE_RATE, Heard, Region
+from run_transcription.hearing import Heard, Region
+from run_transcription.records import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from run_transcription.records import Samples

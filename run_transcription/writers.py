@@ -62,7 +62,6 @@ def _transcript_fields(transcript: Transcript | None) -> dict[str, Any]:
         "quality": {
             "language_probability": transcript.language_probability,
             "avg_logprob": _mean_logprob(transcript.segments),
-            "confidence": transcript.confidence,
             "truncated_chunks": transcript.truncated_chunks,
             **asdict(transcript.quality),
         },

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from run_transcription.chunking import LONG_SILENCE, MARGIN, OVERLAP, PAUSE, passages, quietest
-from run_transcription.records import SAMPLE_RATE, Chunk, Heard, Region
+from run_transcription.hearing import Heard, Region
+from run_transcription.records import SAMPLE_RATE, Chunk
 
 RNG = np.random.default_rng(3)
 SOME_NOISE = RNG.standard_normal(99_991).astype(np.float32)

@@ -3,7 +3,8 @@
 from letters import segment
 
 from run_transcription.coverage import length, merged, uncovered
-from run_transcription.records import SAMPLE_RATE, Region
+from run_transcription.hearing import Region
+from run_transcription.records import SAMPLE_RATE
 
 
 def at(*spans):

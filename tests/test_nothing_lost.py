@@ -49,7 +49,7 @@ def transcribe(samples, engine, decoding=ENGLISH):
 
 
 def test_no_word_is_lost_or_doubled_where_nobody_pauses(engine, clips):
-    """Two minutes of speech without a pause are cut at seams; there each word comes out once, elsewhere nearly all do."""
+    """Two minutes of speech without a pause are cut at seams, and there each word comes out once."""
     speech, advances = scene("no pauses", clips, 120), []
     found, _ = direct_transcribe.transcribe([speech.samples], engine, ENGLISH, advances.append)
     chunks = [chunk for advance in advances for chunk, _ in advance.rows]

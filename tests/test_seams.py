@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from letters import Words, ids, segment
 
 from run_transcription import seams
-from run_transcription.records import Span
+from run_transcription.audit import Span
 
 OVERLAP = Span(26, 30)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from run_transcription import vad
 from run_transcription.engines.silero import Silero
-from run_transcription.records import SAMPLE_RATE, Region
+from run_transcription.hearing import Region
+from run_transcription.records import SAMPLE_RATE
 from tools import require_tool
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

@@ -220,6 +220,7 @@ def test_json_is_a_superset_of_verbose_json() -> None:
         "compression_ratio": 1.1,
         "no_speech_prob": 0.01,
         "language": "en",
+        "confidence": 0.7788,
     }
     assert second["id"] == 1
     assert second["words"] == [{"word": " Bye.", "start": 1.0, "end": 2.0, "probability": 0.9}]
@@ -271,7 +272,7 @@ def items(*segments: Segment) -> list[dict[str, Any]]:
 
 def test_aws_splits_words_and_marks() -> None:
     """Words have times and confidence as strings, marks have no times, and inner marks stay in their word."""
-    found = items(segment(' "Don\'t pay 3.50!"', 2, 4, avg_logprob=float(np.log(0.5))))
+    found = items(segment(' "Don\'t pay 3.50!"', 2, 4, confidence=0.5))
     contents = [(item["type"], item["alternatives"][0]["content"]) for item in found]
     assert contents == [
         ("punctuation", '"'),
@@ -370,7 +371,7 @@ def test_any_text_survives(found: list[Segment]) -> None:
         for each in srt.parse(written("srt", result).decode())
     ]
     captions = [
-        (each.start_in_seconds, each.end_in_seconds, each.raw_text)
+        (_seconds(each.start), _seconds(each.end), each.raw_text)
         for each in webvtt.from_string(written("vtt", result).decode())
     ]
     table = [line.split("\t") for line in written("tsv", result).decode().split("\n")[1:-1]]
@@ -378,6 +379,11 @@ def test_any_text_survives(found: list[Segment]) -> None:
     assert _seen(subtitles) == _seen(wanted)
     assert _seen(captions) == _seen(wanted)
     assert _seen(rows) == _seen([(each.start, each.end, each.text.strip().replace("\t", " ")) for each in found])
+
+
+def _seconds(clock: str) -> float:
+    hours, minutes, seconds = clock.split(":")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
 def _seen(rows: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:

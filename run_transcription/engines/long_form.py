@@ -9,7 +9,7 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from run_transcription.batches import temperatures
-from run_transcription.records import SAMPLE_RATE, Decoding, Passed, Row
+from run_transcription.records import SAMPLE_RATE, Chunk, Decoding, Row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,7 @@ SEED = 0
 
 def passed(
     model: WhisperForConditionalGeneration, samples: Samples, decoding: Decoding, chosen: Mapping[str, object]
-) -> tuple[Passed, ...]:
+) -> tuple[tuple[Chunk, Row], ...]:
     """Decode float32 [samples] of any length; `chosen` is the prompt's language and task, as `generate` takes them.
 
     Memory grows with the recording, since transformers keeps every score. The temperature of a segment and its
@@ -67,7 +67,7 @@ def _padded(samples: Samples, least: int) -> Samples:
     return np.pad(samples, (0, max(0, least - len(samples))))
 
 
-def _passed(segments: list[dict[str, Any]], duration: float) -> list[Passed]:
+def _passed(segments: list[dict[str, Any]], duration: float) -> list[tuple[Chunk, Row]]:
     found, begins = [], {id(segment["result"]): segment["idxs"][0] for segment in reversed(segments)}
     for segment in segments:
         ids = segment["tokens"].tolist()
@@ -77,6 +77,6 @@ def _passed(segments: list[dict[str, Any]], duration: float) -> list[Passed]:
             for score, token in zip(segment["result"]["scores"][first:], ids, strict=False)
         )
         mean = sum(logprobs) / len(logprobs) if logprobs else -math.inf
-        start, end = (min(float(segment[side]), duration) for side in ("start", "end"))
-        found.append(Passed(start, max(start, end), Row(tuple(ids), None, 0.0, 0.0, mean, logprobs=logprobs)))
+        start, end = (round(min(float(segment[side]), duration) * SAMPLE_RATE) for side in ("start", "end"))
+        found.append((Chunk(start, max(start, end)), Row(tuple(ids), None, 0.0, 0.0, mean, logprobs=logprobs)))
     return found

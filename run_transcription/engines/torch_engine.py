@@ -17,7 +17,7 @@ from run_transcription.engines import long_form
 from run_transcription.engines.choosing import Chooser
 from run_transcription.engines.features import LogMel
 from run_transcription.errors import OutOfMemory, Rejected, TranscriptionError
-from run_transcription.records import SAMPLE_RATE, Batch, Decoding, ModelFacts, Passed, Row, Timing, Tokenizer
+from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, Row, Timing, Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,7 +97,7 @@ class TorchEngine:
                 ) from error
             raise
 
-    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[Passed, ...]:
+    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
         """Decode float32 [samples] of any length by transformers' long form, in the language of its first window."""
         decoding = self.check(decoding)
         with torch.inference_mode():
@@ -105,9 +105,7 @@ class TorchEngine:
             start = self._start(self._model.model.encoder(features), decoding)
         found = long_form.passed(self._model, samples, decoding, self._chosen(start.languages[0], decoding))
         language, probability = start.languages[0], start.probabilities[0]
-        return tuple(
-            replace(each, row=replace(each.row, language=language, language_probability=probability)) for each in found
-        )
+        return tuple((chunk, replace(row, language=language, language_probability=probability)) for chunk, row in found)
 
     def _transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         with torch.inference_mode():
