@@ -123,7 +123,7 @@ def test_a_transcript_knows_how_sure_it_is(engine, clips):
     speech = scene("conversation", clips, 30).samples
     noise = np.random.default_rng(0).standard_normal(len(speech)).astype(np.float32)
     noisy = transcribe(speech + 0.1 * noise, engine, replace(ENGLISH, vad=False))
-    assert clear.confidence > noisy.confidence
+    assert clear.quality.confidence > noisy.quality.confidence
     assert len({segment.confidence for segment in clear.segments}) > 1
 
 
