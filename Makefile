@@ -43,9 +43,10 @@ format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: setup ## measure loading beside its peers, with records in benchmarks/results; some 16 GB of disk, an hour
+bench: setup ## measure loading and quality beside their peers, with records in benchmarks/results; 20 GB of disk, two hours
 	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
 	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
+	@$(BIN)/python benchmarks/quality.py
 	@$(MAKE) --no-print-directory summary
 
 faults: setup ## kill, stop and starve workers while everything around them fails, and count; ten minutes
@@ -58,7 +59,7 @@ demo-model-card: setup ## measure the demo model on speech it never heard and wr
 	@$(BIN)/python tools/measure_demo_model.py
 
 lock: setup ## resolve the dependencies anew into requirements.lock, without torch and what it brings
-	@echo torch > torch.tmp; $(BIN)/uv --no-config pip compile --universal --python-version 3.11 --generate-hashes \
+	@printf 'torch\ntorchaudio\n' > torch.tmp; $(BIN)/uv --no-config pip compile --universal --python-version 3.11 --generate-hashes \
 		--upgrade --extra dev --no-header --no-annotate --quiet --excludes torch.tmp \
 		--no-emit-package run-transcription --output-file requirements.lock pyproject.toml; \
 	status=$$?; rm -f torch.tmp; exit $$status

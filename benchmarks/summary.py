@@ -55,13 +55,29 @@ def _origin(record: dict[str, Any]) -> str:
 
 
 def _rows(rows: list[dict[str, Any]]) -> str:
-    labels = list(rows[0]["labels"])
-    lines = [[*labels, "median s", "shortest", "longest"], ["---"] * len(labels) + ["---:"] * 3]
+    """Show the times of each row, or in their place the figures that were taken beside them."""
+    labels, figures = list(rows[0]["labels"]), _figures(rows)
+    columns = [name.replace("_", " ") for name in figures] or ["shortest", "longest"]
+    lines = [[*labels, "median s", *columns], ["---"] * len(labels) + ["---:"] * (1 + len(columns))]
     for row in rows:
         seconds = row["seconds"]
-        times = [f"{time:.3f}" for time in (row["median"], min(seconds), max(seconds))] if seconds else []
-        lines.append([*row["labels"].values(), *(times or [row["error"] or "not run", "", ""])])
+        shown = [_shown(row["more"].get(name)) for name in figures]
+        times = [f"{row['median']:.3f}", *(shown or [f"{min(seconds):.3f}", f"{max(seconds):.3f}"])] if seconds else []
+        lines.append([*row["labels"].values(), *(times or [row["error"] or "not run", *[""] * len(columns)])])
     return _table(lines)
+
+
+def _figures(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the names of what is a single number in some row."""
+    return list(dict.fromkeys(name for row in rows for name, value in row["more"].items() if _is_number(value)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if _is_number(value) else ""
 
 
 def _bars(bars: list[dict[str, Any]]) -> str:

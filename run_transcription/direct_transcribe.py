@@ -1,28 +1,28 @@
-"""Samples → transcript: cut into chunks, decode them in batches, put the segments back at recording time."""
+"""Samples → transcript: listen, cut into passages, decode them in batches, put their text together."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
-from run_transcription import audio, chunking, optimized_loader, options, quality, tokens
+from run_transcription import audio, chunking, optimized_loader, options, vad
+from run_transcription.assembly import Assembly
+from run_transcription.batches import Decoder
+from run_transcription.hearing import Heard
 from run_transcription.records import (
     SAMPLE_RATE,
     Advance,
-    Batch,
     Chunk,
     Decoding,
     Engine,
     ModelSpec,
     Row,
-    Segment,
     Timing,
     Transcript,
 )
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 AfterBatch = Callable[[Advance], None]
 
-logger = logging.getLogger(__name__)
-
 
 def transcribe(
     blocks: Iterable[Samples],
@@ -42,7 +40,7 @@ def transcribe(
     after_batch: AfterBatch | None = None,
     finished: Mapping[Chunk, Row] | None = None,
 ) -> tuple[Transcript, Timing]:
-    """Transcribe a recording that arrives in blocks (each float32 [samples] at 16 kHz), holding one batch at a time.
+    """Transcribe a recording that arrives in blocks (each float32 [samples] at 16 kHz), holding 17 minutes of it.
 
     `after_batch` is called with what each batch added; chunks whose rows are `finished` already, from an earlier try,
     are not decoded again. The timing leaves out what only others know: decoding the file and storing the result.
@@ -50,69 +48,35 @@ def transcribe(
     """
     decoding = engine.check(decoding)
     began = time.perf_counter()
-    timing, duration = Timing(), 0.0
-    segments: list[Segment] = []
-    speech: list[Row] = []
-    truncated = 0
-    for batch in _batches(chunking.chunks(blocks, decoding.chunk_length), decoding.batch_size):
-        rows, spent = _decode(batch, engine, decoding, finished or {})
-        timing += spent
-        for chunk, row in rows:
-            found = _segments(row, chunk, engine)
-            segments += found
-            speech += [row] if found else []
-            truncated += _broke_off(row, chunk) if found else 0
-        duration = batch[-1][0].end / SAMPLE_RATE
-        if after_batch is not None:
-            after_batch(Advance(duration, rows))
-    language, probability = _language(speech, decoding)
-    transcript = Transcript(language, probability, decoding.task, duration, tuple(segments), truncated)
-    stages = Timing(features=timing.features, encode=timing.encode, generate=timing.generate)
+    ear = vad.Ear(blocks, _detector(decoding), decoding.vad_threshold)
+    work = Assembly(engine, decoding, Decoder(engine, decoding, finished or {}))
+    told = after_batch or (lambda _: None)
+    if decoding.sequential:
+        _one_after_the_other([*ear.heard()], engine, decoding, work)
+    else:
+        passages = chunking.passages(ear.heard(), decoding.chunk_length)
+        while batch := tuple(itertools.islice(passages, decoding.batch_size)):
+            told(Advance(batch[-1].chunk.end / SAMPLE_RATE, work.add(batch)))
+    told(Advance(ear.samples / SAMPLE_RATE, ()))
+    transcript = work.transcript(ear.samples / SAMPLE_RATE)
+    spent = work.decoder.timing
+    stages = Timing(features=spent.features, encode=spent.encode, generate=spent.generate)
     return transcript, stages + Timing(wall=time.perf_counter() - began)
 
 
-def _batches(chunks: Iterable[tuple[Chunk, Samples]], size: int) -> Iterator[tuple[tuple[Chunk, Samples], ...]]:
-    """Take as many chunks at a time as one engine call decodes."""
-    remaining = iter(chunks)
-    while batch := tuple(itertools.islice(remaining, size)):
-        yield batch
+def _one_after_the_other(heard: list[Heard], engine: Engine, decoding: Decoding, work: Assembly) -> None:
+    """Let the model's own library go through the whole recording, which is held in memory for it."""
+    if heard:
+        samples = np.concatenate([block.samples for block in heard])
+        work.take(engine.transcribe_sequentially(samples, decoding), [r for block in heard for r in block.speech])
 
 
-def _decode(
-    batch: Sequence[tuple[Chunk, Samples]], engine: Engine, decoding: Decoding, finished: Mapping[Chunk, Row]
-) -> tuple[tuple[tuple[Chunk, Row], ...], Timing]:
-    """Return the rows of a batch, decoding only the chunks that are not finished."""
-    waiting = {chunk: window for chunk, window in batch if chunk not in finished}
-    decoded = engine.transcribe(list(waiting.values()), decoding) if waiting else Batch((), Timing())
-    rows = {**finished, **dict(zip(waiting, decoded.rows, strict=True))}
-    return tuple((chunk, rows[chunk]) for chunk, _ in batch), decoded.timing
+def _detector(decoding: Decoding) -> vad.Detector:
+    if not decoding.vad:
+        return vad.loud
+    from run_transcription.engines.silero import Silero  # torch takes seconds to import
 
-
-def _segments(row: Row, chunk: Chunk, engine: Engine) -> list[Segment]:
-    """Return what was said in one chunk: nothing where the row is not to be trusted."""
-    if quality.is_silence(row):
-        return []
-    ratio = quality.compression_ratio(engine.tokenizer.decode(row.tokens).strip())
-    return tokens.segments(row, chunk, engine.tokenizer, ratio)
-
-
-def _broke_off(row: Row, chunk: Chunk) -> bool:
-    """Tell whether a chunk's text is only its beginning, and warn of it."""
-    if not row.complete:
-        span = f"{chunk.start / SAMPLE_RATE:.2f} s to {chunk.end / SAMPLE_RATE:.2f} s"
-        logger.warning("the text from %s breaks off: it is longer than the model can write", span)
-    return not row.complete
-
-
-def _language(speech: Sequence[Row], decoding: Decoding) -> tuple[str | None, float]:
-    """Return the language that most of the speech is likely in, and its mean probability over all rows with speech."""
-    if not speech:
-        return decoding.language, 0.0
-    votes: defaultdict[str | None, float] = defaultdict(float)
-    for row in speech:
-        votes[row.language] += row.language_probability
-    winner = max(votes, key=lambda language: votes[language])
-    return winner, votes[winner] / len(speech)
+    return Silero()
 
 
 @options.command("direct-transcribe")

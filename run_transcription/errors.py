@@ -41,6 +41,10 @@ class ModelNotLoaded(TranscriptionError):
     """No strategy could load the model; the message names each one and its reason."""
 
 
+class OutOfMemory(TranscriptionError):
+    """The device has no room for so many windows at a time; fewer may fit."""
+
+
 class Rejected(TranscriptionError):
     """A recording that can never be transcribed: trying again would fail in the same way."""
 

@@ -21,10 +21,11 @@ import click
 
 from run_transcription import options
 from run_transcription.engines import model_folder
+from run_transcription.engines.fingerprint import Fingerprint
 from run_transcription.engines.state_header import Header, read_header
 from run_transcription.engines.state_reader import STATE_FILE, Reading, State, golden_of, open_state, view
 from run_transcription.errors import TranscriptionError, Unavailable
-from run_transcription.records import Fingerprint, ModelFacts, ModelFolder, ModelSpec
+from run_transcription.records import ModelFacts, ModelFolder, ModelSpec
 from run_transcription.timeline import Timeline
 
 if TYPE_CHECKING:

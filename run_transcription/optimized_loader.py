@@ -16,11 +16,12 @@ import click
 
 from run_transcription import gpu_memory_persist, options
 from run_transcription.engines import hardware, trial
+from run_transcription.engines.fingerprint import Fingerprint
 from run_transcription.engines.golden import Golden
 from run_transcription.engines.model_folder import download, on_this_machine, resolve, state_folder, weight_files
 from run_transcription.engines.state_reader import Reading, gpu_expected
 from run_transcription.errors import ModelNotLoaded, TranscriptionError, Unavailable
-from run_transcription.records import Fingerprint, LoadReport, ModelFacts, ModelFolder, ModelHandle, ModelSpec, Skipped
+from run_transcription.records import LoadReport, ModelFacts, ModelFolder, ModelHandle, ModelSpec, Skipped
 from run_transcription.timeline import Timeline
 
 if TYPE_CHECKING:

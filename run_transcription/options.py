@@ -12,6 +12,7 @@ TRANSCRIBE_BATCH_SIZE. A command gets records, not loose values:
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import logging
@@ -23,7 +24,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from run_transcription import storage, writers
+from run_transcription import decoding_table, storage, writers
 from run_transcription.errors import TranscriptionError
 from run_transcription.records import Decoding, ModelSpec
 
@@ -129,13 +130,11 @@ def decoding_options(function: Function) -> Function:
     """Add the options that say how to decode; the function gets `decoding`, a Decoding."""
 
     @functools.wraps(function)
-    def with_decoding(
-        *positional: Any, language: str | None, task: str, batch_size: int, chunk_length: float, **others: Any
-    ) -> Any:
-        decoding = Decoding(language, "translate" if task == "translate" else "transcribe", chunk_length, batch_size)
-        return function(*positional, decoding=decoding, **others)
+    def with_decoding(*positional: Any, **named: Any) -> Any:
+        chosen = {field.name: named.pop(field.name) for field in dataclasses.fields(Decoding) if field.name in named}
+        return function(*positional, decoding=Decoding(**chosen), **named)
 
-    return _with(with_decoding, _DECODING_OPTIONS)
+    return _with(with_decoding, decoding_table.OPTIONS)
 
 
 def format_option(
@@ -225,14 +224,6 @@ def _limit_threads(threads: int | None) -> None:
         threadpoolctl.threadpool_limits(threads)
 
 
-def _chunk_length(_context: click.Context, _option: click.Parameter, seconds: float) -> float:
-    """Whisper sees 30 s at a time; click's own ranges would let NaN pass."""
-    if not 1.0 <= seconds <= 30.0:  # noqa: PLR2004
-        message = f"{seconds:g} is not a number of seconds from 1 to 30."
-        raise click.BadParameter(message)
-    return seconds
-
-
 def _with(function: Function, decorators: Sequence[Callable[[Function], Function]]) -> Function:
     """Apply decorators so that their options stand in the help in the order written."""
     return functools.reduce(lambda decorated, decorator: decorator(decorated), reversed(decorators), function)
@@ -261,23 +252,5 @@ _MODEL_OPTIONS = (
     ),
     click.option(
         "--threads", type=click.IntRange(min=1), help="Threads of the CPU to use.", show_default="one for each core"
-    ),
-)
-
-_DECODING_OPTIONS = (
-    click.option("--language", help="Such as `en` or `english`.", show_default="detected"),
-    click.option(
-        "--task",
-        type=click.Choice(("transcribe", "translate")),
-        default="transcribe",
-        help="translate: into English.",
-    ),
-    click.option("--batch-size", type=click.IntRange(min=1), default=8, help="Chunks decoded at the same time."),
-    click.option(
-        "--chunk-length",
-        type=float,
-        default=30.0,
-        callback=_chunk_length,
-        help="Longest chunk in seconds, at most 30.",
     ),
 )

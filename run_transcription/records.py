@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from run_transcription.audit import Quality
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16_000
 SCHEMA_VERSION = "1.0"
-
 Task = Literal["transcribe", "translate"]
 Status = Literal["QUEUED", "IN_PROGRESS", "COMPLETED", "FAILED"]
 
@@ -44,6 +45,7 @@ class Segment:
     compression_ratio: float
     no_speech_prob: float
     language: str | None
+    confidence: float = 0.0  # geometric mean of the probabilities of its tokens
     words: tuple[Word, ...] = ()
 
 
@@ -63,9 +65,11 @@ class Row:
     language: str | None
     language_probability: float
     no_speech_prob: float
-    avg_logprob: float
+    avg_logprob: float  # of all tokens and the end of text, whatever the temperature was
     temperature: float = 0.0
     complete: bool = True  # False: cut off where the model can write no more, before it came to an end
+    logprobs: tuple[float, ...] = ()  # of each token; empty where the engine doesn't tell
+    attempts: int = 1  # how often it was decoded until it was kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,14 @@ class Decoding:
     task: Task = "transcribe"
     chunk_length: float = 30.0  # seconds
     batch_size: int = 8
+    vad: bool = True  # False: speech is what is loud
+    vad_threshold: float = 0.5  # probability from which a frame is speech
+    temperature: float = 0.0  # of the first attempt
+    temperature_increment_on_fallback: float = 0.2  # up to 1.0; 0: no second attempt
+    compression_ratio_threshold: float = 2.4
+    logprob_threshold: float = -1.0
+    no_speech_threshold: float = 0.6
+    sequential: bool = False  # transformers' own long form, one window after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +142,6 @@ class ModelFolder:
     path: Path
     revision: str  # commit, or a hash of the content for a folder
     stamps: str = ""  # sizes and times of the files that the hash was made of; "" for a commit
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What the state of a model was made from: a state fits where every field is the wanted one."""
-
-    format_version: str
-    model_id: str
-    revision: str
-    content_sha256: str  # of the weights' files as they were before the cast to dtype
-    config_sha256: str
-    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,10 @@ class Engine(Protocol):
         """Return it with its language as a code; raise Rejected (unsupported_option) where this model can't so."""
 
     def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
-        """Decode windows (each float32 [samples], at most 30 s) and return a row for each, in order."""
+        """Decode windows (each float32 [samples], at most 30 s): a row for each, in order. May raise OutOfMemory."""
+
+    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
+        """Decode float32 [samples] of any length by its library's long form: a row for each segment."""
 
 
 class Tokenizer(Protocol):
@@ -230,6 +233,7 @@ class Transcript:
     duration: float
     segments: tuple[Segment, ...]
     truncated_chunks: int = 0  # whose text broke off at the longest text that the model can write
+    quality: Quality = field(default_factory=Quality)
 
     @property
     def text(self) -> str:

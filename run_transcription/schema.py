@@ -6,6 +6,7 @@ import dataclasses
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from run_transcription.audit import Quality
 from run_transcription.errors import REASON_CODES
 from run_transcription.records import (
     SCHEMA_VERSION,
@@ -37,6 +38,10 @@ LIMITS: dict[str, Schema] = {
     "size": {"minimum": 0, "description": "bytes"},
     "replaced_samples": {"minimum": 0, "description": "samples that were no numbers or beyond all sound, set to zero"},
     "probability": SHARE,
+    "confidence": SHARE | {"description": "geometric mean of the probabilities of its tokens"},
+    "coverage": {"description": "share of the speech found that has text; null where no speech was found"},
+    "uncovered": {"description": "speech found that has no text"},
+    "retried_rows": {"minimum": 0, "description": "windows that were decoded more than once"},
     "no_speech_prob": SHARE,
     "compression_ratio": {"minimum": 0},
     "sha256": {"pattern": "^[0-9a-f]{64}$"},
@@ -103,6 +108,7 @@ def _transcript_fields() -> dict[str, Schema]:
             "minimum": 0,
             "description": "chunks whose text broke off at the longest text that the model can write",
         },
+        **_record(Quality)["properties"],
     }
     return {
         "task": _nullable({"enum": list(get_args(Task))}),

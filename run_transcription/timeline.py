@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from run_transcription.records import Batch, Decoding, Engine, ModelFacts, ModelHandle, Tokenizer
+from run_transcription.records import Batch, Chunk, Decoding, Engine, ModelFacts, ModelHandle, Row, Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -85,6 +85,10 @@ class Watched:
         self._called = True
         with self._timeline.stage("first call"):
             return self._engine.transcribe(windows, decoding)
+
+    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
+        """Do as the engine does."""
+        return self._engine.transcribe_sequentially(samples, decoding)
 
 
 def process_start() -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from run_transcription.records import SAMPLE_RATE, Chunk, Row, Segment, Tokenizer
@@ -11,6 +14,8 @@ if TYPE_CHECKING:
 
 TIMESTAMP_SECONDS = 0.02  # one timestamp token: two frames of 10 ms, as the encoder halves their number
 FRAME_SAMPLES = 160  # 10 ms; `seek` is counted in these
+WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})  # written without spaces: each sign is a word
+HALF_A_SIGN = "\ufffd"  # what a token decodes to that holds only some bytes of a sign
 
 
 def segments(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: float) -> list[Segment]:
@@ -21,8 +26,85 @@ def segments(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: fl
     decoded once and never again from its last timestamp: text after the last pair is kept, up to the end of the chunk,
     and a row that is one segment begins at its own first timestamp, not at the beginning of the chunk.
     """
-    found = (_segment(piece, row, chunk, tokenizer, compression_ratio) for piece in _pieces(row.tokens, tokenizer))
+    pieces = _pieces(row.tokens, tokenizer)
+    ends = [*accumulate(map(len, pieces))]
+    rows = [
+        replace(row, tokens=piece, logprobs=row.logprobs[end - len(piece) : end])
+        for piece, end in zip(pieces, ends, strict=True)
+    ]
+    found = (_segment(piece, chunk, tokenizer, compression_ratio) for piece in rows)
     return [segment for segment in found if segment.text.strip()]
+
+
+def whole(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: float) -> Segment:
+    """Return a row as one segment that is as long as its chunk, whatever its timestamps say."""
+    start, end = chunk.start / SAMPLE_RATE, chunk.end / SAMPLE_RATE
+    return replace(_segment(row, chunk, tokenizer, compression_ratio), start=round(start, 3), end=round(end, 3))
+
+
+def confidence(logprobs: Sequence[float]) -> float:
+    """Return the geometric mean of probabilities that are given by their logarithms; 0 for none."""
+    return round(math.exp(min(0.0, sum(logprobs) / len(logprobs))), 4) if logprobs else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TimedWord:
+    """A word of a segment: its tokens from `first` to before `last`, and about when it was said."""
+
+    text: str
+    start: float
+    end: float
+    first: int
+    last: int
+
+    @property
+    def middle(self) -> float:
+        """The time that it is looked for at."""
+        return (self.start + self.end) / 2
+
+
+def words(segment: Segment, tokenizer: Tokenizer) -> list[TimedWord]:
+    """Return the words of a segment; its time is shared out among them by their letters."""
+    found: list[tuple[str, int, int]] = []
+    for text, first, last in _signs(segment.tokens, tokenizer):
+        if found and not text.startswith(" ") and segment.language not in WITHOUT_SPACES:
+            found[-1] = (found[-1][0] + text, found[-1][1], last)
+        else:
+            found.append((text, first, last))
+    letters = [0, *accumulate(len(text) for text, *_ in found)]
+    rate = (segment.end - segment.start) / max(1, letters[-1])  # seconds a letter
+    return [
+        TimedWord(text, segment.start + begin * rate, segment.start + end * rate, first, last)
+        for (text, first, last), begin, end in zip(found, letters[:-1], letters[1:], strict=True)
+    ]
+
+
+def _signs(tokens: Sequence[int], tokenizer: Tokenizer) -> list[tuple[str, int, int]]:
+    """Return the text of the shortest runs of tokens that are whole signs, and where each run begins and ends."""
+    found, first = [], None
+    for place, token in enumerate(tokens):
+        if token >= tokenizer.end_of_text:
+            continue
+        first = place if first is None else first
+        text = tokenizer.decode(tokens[first : place + 1])
+        if not text.endswith(HALF_A_SIGN):
+            found.append((text, first, place + 1))
+            first = None
+    return found if first is None else [*found, (tokenizer.decode(tokens[first:]), first, len(tokens))]
+
+
+def part(segment: Segment, kept: Sequence[TimedWord], tokenizer: Tokenizer) -> Segment:
+    """Return a segment with only some neighbouring words of it."""
+    if (kept[0].first, kept[-1].last) == _text_span(segment, tokenizer):
+        return segment
+    ids = segment.tokens[kept[0].first : kept[-1].last]
+    start, end = round(kept[0].start, 3), round(kept[-1].end, 3)
+    return replace(segment, start=start, end=end, tokens=ids, text=tokenizer.decode(ids))
+
+
+def _text_span(segment: Segment, tokenizer: Tokenizer) -> tuple[int, int]:
+    places = [place for place, token in enumerate(segment.tokens) if token < tokenizer.end_of_text]
+    return places[0], places[-1] + 1
 
 
 def _pieces(tokens: Sequence[int], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
@@ -32,20 +114,21 @@ def _pieces(tokens: Sequence[int], tokenizer: Tokenizer) -> list[tuple[int, ...]
     return [tuple(tokens[start:end]) for start, end in zip([0, *cuts], [*cuts, len(tokens)], strict=True)]
 
 
-def _segment(piece: tuple[int, ...], row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: float) -> Segment:
-    start, end = _span(piece, (chunk.end - chunk.start) / SAMPLE_RATE, tokenizer.timestamp_begin)
+def _segment(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: float) -> Segment:
+    start, end = _span(row.tokens, (chunk.end - chunk.start) / SAMPLE_RATE, tokenizer.timestamp_begin)
     offset = chunk.start / SAMPLE_RATE
     return Segment(
         start=round(offset + start, 3),
         end=round(offset + end, 3),
-        text=tokenizer.decode([token for token in piece if token < tokenizer.end_of_text]),
-        tokens=piece,
+        text=tokenizer.decode([token for token in row.tokens if token < tokenizer.end_of_text]),
+        tokens=row.tokens,
         seek=chunk.start // FRAME_SAMPLES,
         temperature=row.temperature,
         avg_logprob=row.avg_logprob,
         compression_ratio=compression_ratio,
         no_speech_prob=row.no_speech_prob,
         language=row.language,
+        confidence=confidence(row.logprobs or (row.avg_logprob,)),
     )
 
 

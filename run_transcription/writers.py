@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import string
 from collections.abc import Callable, Iterator
@@ -66,6 +65,7 @@ def _transcript_fields(transcript: Transcript | None) -> dict[str, Any]:
             "language_probability": transcript.language_probability,
             "avg_logprob": _mean_logprob(transcript.segments),
             "truncated_chunks": transcript.truncated_chunks,
+            **asdict(transcript.quality),
         },
     }
 
@@ -119,7 +119,7 @@ def write_aws(result: Result, _recording: Path) -> bytes:
     """Write json in the shape of AWS Transcribe's output: words and punctuation marks as items.
 
     A segment without word times gets them by interpolation: its length is shared out among its words by their
-    characters, and their confidence is exp(avg_logprob), the geometric mean of the segment's token probabilities.
+    characters, and their confidence is the segment's, the geometric mean of its token probabilities.
     """
     items = [item for segment in _segments(result) for word in _words(segment) for item in _items(word)]
     text = result.transcript.text.strip() if result.transcript else ""
@@ -135,9 +135,8 @@ def _words(segment: Segment) -> tuple[Word, ...]:
     if segment.words:
         return segment.words
     rate = (segment.end - segment.start) / max(1, len(segment.text))  # seconds a character
-    confidence = min(1.0, math.exp(segment.avg_logprob))
     return tuple(
-        Word(found[0], segment.start + found.start() * rate, segment.start + found.end() * rate, confidence)
+        Word(found[0], segment.start + found.start() * rate, segment.start + found.end() * rate, segment.confidence)
         for found in re.finditer(r"\S+", segment.text)
     )
 

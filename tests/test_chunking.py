@@ -1,18 +1,20 @@
-"""chunking: a stream of samples is cut where it is quiet, and nothing is lost or doubled."""
+"""chunking: passages hold all speech, are cut in pauses, and overlap only where nobody pauses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from run_transcription.chunking import chunks, quiet_cut
+from run_transcription.chunking import LONG_SILENCE, MARGIN, OVERLAP, PAUSE, passages, quietest
+from run_transcription.hearing import Heard, Region
 from run_transcription.records import SAMPLE_RATE, Chunk
 
 RNG = np.random.default_rng(3)
+SOME_NOISE = RNG.standard_normal(99_991).astype(np.float32)
 
 
 def noise(seconds: float) -> np.ndarray:
@@ -20,93 +22,143 @@ def noise(seconds: float) -> np.ndarray:
     return (0.1 * RNG.standard_normal(round(seconds * SAMPLE_RATE))).astype(np.float32)
 
 
-def parted(samples: np.ndarray, cuts: list[float]) -> list[np.ndarray]:
-    """Split samples into blocks at shares of their length."""
-    return np.split(samples, sorted(round(cut * len(samples)) for cut in cuts))
+def spoken(*spans: tuple[float, float]) -> list[Region]:
+    """Return speech at these seconds."""
+    return [Region(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)) for start, end in spans]
+
+
+def heard(samples: np.ndarray, speech: list[Region], cuts: tuple[float, ...] = ()) -> list[Heard]:
+    """Return what is heard of samples, in blocks that end at shares of their length."""
+    edges = [0, *sorted(round(cut * len(samples)) for cut in cuts), len(samples)]
+    return [
+        Heard(
+            start,
+            samples[start:end],
+            tuple(
+                Region(max(region.start, start), min(region.end, end))
+                for region in speech
+                if region.start < end and region.end > start
+            ),
+        )
+        for start, end in pairwise(edges)
+    ]
+
+
+def chunks(samples: np.ndarray, speech: list[Region], limit: float = 30.0) -> list[tuple[float, float]]:
+    """Return the chunks' seconds."""
+    found = [passage.chunk for passage in passages(heard(samples, speech), limit)]
+    return [(chunk.start / SAMPLE_RATE, chunk.end / SAMPLE_RATE) for chunk in found]
 
 
 @given(
-    seconds=st.floats(0, 4),
-    limit=st.floats(0.001, 2),
-    cuts=st.lists(st.floats(0, 1), max_size=12),
-    pauses=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.3)), max_size=4),
-    seed=st.integers(0, 99),
+    speech=st.lists(st.tuples(st.floats(0.01, 4), st.floats(0.01, 1.5)), max_size=12),
+    silences=st.lists(st.floats(5, 8), max_size=2),
+    limit=st.floats(0.5, 2),
+    cuts=st.lists(st.floats(0, 1), max_size=6),
+    tail=st.floats(0, 8),
 )
-def test_chunks_cover_the_recording(
-    seconds: float, limit: float, cuts: list[float], pauses: list[tuple[float, float]], seed: int
+def test_passages_hold_all_speech(
+    speech: list[tuple[float, float]], silences: list[float], limit: float, cuts: list[float], tail: float
 ) -> None:
-    """Whatever the sound and however it comes in blocks: no gap, no overlap, none too long, always the same chunks."""
-    samples = np.random.default_rng(seed).standard_normal(round(seconds * SAMPLE_RATE)).astype(np.float32)
-    for start, length in pauses:
-        samples[round(start * len(samples)) :][: round(length * SAMPLE_RATE)] = 0.0
-    if len(samples) / SAMPLE_RATE > 400 * limit:
-        samples = samples[: round(400 * limit * SAMPLE_RATE)]
-    found = list(chunks(parted(samples, cuts), limit))
-    edges = [0, *(chunk.end for chunk, _ in found)]
-    assert [chunk.start for chunk, _ in found] == edges[:-1]
-    assert edges[-1] == len(samples)
-    assert all(0 < chunk.end - chunk.start <= max(1, limit * SAMPLE_RATE) for chunk, _ in found)
-    np.testing.assert_array_equal(np.concatenate([samples[:0], *(part for _, part in found)]), samples)
-    assert [chunk for chunk, _ in found] == [chunk for chunk, _ in chunks([samples], limit)]
+    """Whatever is said and however it comes in blocks: all speech is in a passage, none is too long.
+
+    Neighbours overlap only at a seam, where there was no pause to cut in; and the passages are always the same.
+    """
+    regions, now = [], 0.0
+    for place, (length, pause) in enumerate(speech):
+        regions += spoken((now, now + length))
+        now += length + pause + (silences[place] if place < len(silences) else 0)
+    samples = np.resize(SOME_NOISE, round((now + tail) * SAMPLE_RATE))
+    found = list(passages(heard(samples, regions, tuple(cuts)), limit))
+    assert found_chunks(found) == found_chunks(passages(heard(samples, regions), limit))
+    most = int(limit * SAMPLE_RATE)
+    covered = np.zeros(len(samples), int)
+    for passage in found:
+        start, end = passage.chunk.start, passage.chunk.end
+        assert 0 < end - start <= most
+        np.testing.assert_array_equal(passage.samples, samples[start:end])
+        covered[start:end] += 1
+    for region in regions:
+        assert covered[region.start : region.end].all()
+    assert covered.max(initial=0) <= 2
+    for before, after in pairwise(found):
+        assert before.chunk.start < after.chunk.start
+        assert before.chunk.end < after.chunk.end
+        shared = before.chunk.end - after.chunk.start
+        assert shared <= most // 4
+        if shared > 0:
+            late = [region for region in before.speech if region.end > before.chunk.start + 2 * most // 3]
+            assert all(b.start - a.end < PAUSE for a, b in pairwise(late))
 
 
-def test_cut_lies_in_the_pause() -> None:
-    """A pause of 300 ms near the end of a window is where it is cut, in its middle."""
-    samples = noise(40)
-    samples[25 * SAMPLE_RATE : round(25.3 * SAMPLE_RATE)] *= 0.001
-    first, second = (chunk for chunk, _ in chunks([samples]))
-    assert 25.08 <= first.end / SAMPLE_RATE <= 25.22
-    assert second == Chunk(first.end, len(samples))
+def found_chunks(found) -> list[Chunk]:
+    """Return the chunks of passages."""
+    return [passage.chunk for passage in found]
 
 
-def test_the_later_of_two_like_pauses_is_taken() -> None:
-    """Long chunks are few chunks: of two pauses equally quiet the later one is cut."""
-    samples = noise(40)
-    for second in (22, 28):
-        samples[second * SAMPLE_RATE :][:8000] = 0.0
-    assert 28.1 <= quiet_cut(samples[: 30 * SAMPLE_RATE]) / SAMPLE_RATE <= 28.45
+def test_it_is_cut_in_the_longest_pause_near_the_end() -> None:
+    """Of the pauses in the last third the longest is cut, in its middle where it is short."""
+    speech = spoken((0, 22), (22.3, 25), (25.7, 28), (28.4, 40))
+    assert chunks(noise(40), speech) == [(0, 25.35), (25.35, 40)]
 
 
 def test_a_pause_early_in_the_window_is_no_place_to_cut() -> None:
     """Only the last third is looked at: a pause at 5 s must not make a chunk of 5 s."""
-    samples = noise(40)
-    samples[5 * SAMPLE_RATE : 6 * SAMPLE_RATE] = 0.0
-    assert quiet_cut(samples[: 30 * SAMPLE_RATE]) >= 20 * SAMPLE_RATE
+    (first, second) = chunks(noise(40), spoken((0, 5), (6, 21), (21.4, 40)))
+    assert first == (0, 21.2)
+    assert second == (21.2, 40)
 
 
-def test_thirty_seconds_are_one_chunk_and_one_sample_more_are_two() -> None:
-    """A recording that just fits is not cut; the sample beyond goes into a second chunk."""
-    samples = noise(30.1)
-    full = 30 * SAMPLE_RATE
-    assert [chunk for chunk, _ in chunks([samples[:full]])] == [Chunk(0, full)]
-    assert len(list(chunks([samples[: full + 1]]))) == 2
+def test_long_silences_are_not_decoded() -> None:
+    """What nobody speaks in for five seconds is left out, but for a margin around speech; shorter pauses are not."""
+    speech = spoken((10, 12), (16, 18), (60, 61))
+    margin = MARGIN / SAMPLE_RATE
+    assert chunks(noise(100), speech) == [(10 - margin, 18 + margin), (60 - margin, 61 + margin)]
+    assert LONG_SILENCE == 5 * SAMPLE_RATE
 
 
-@pytest.mark.parametrize("blocks", [[], [np.empty(0, np.float32)]])
-def test_nothing_gives_no_chunk(blocks: list[np.ndarray]) -> None:
-    """A recording without samples has no chunks, not an empty one."""
-    assert list(chunks(blocks)) == []
+def test_speech_without_a_pause_overlaps_around_its_quietest_place() -> None:
+    """Five minutes of speech: neighbours share four seconds, in whose middle it is quietest."""
+    samples = noise(300)
+    samples[round(24.97 * SAMPLE_RATE) : round(25.05 * SAMPLE_RATE)] *= 0.1
+    found = chunks(samples, spoken((0, 300)))
+    assert found[0] == (0, pytest.approx(27, abs=0.05))
+    assert all(before[1] - after[0] == pytest.approx(OVERLAP / SAMPLE_RATE) for before, after in pairwise(found))
+    assert found[-1][1] == 300
+    assert 10 < len(found) <= 17
 
 
-def test_chunks_come_while_the_recording_is_still_read() -> None:
-    """The first chunk is out when 31 s were read, not when a recording of hours has ended."""
+def test_thirty_seconds_are_one_chunk() -> None:
+    """Speech that just fits is not cut; a little more of it is two chunks."""
+    assert chunks(noise(30), spoken((0, 30))) == [(0, 30)]
+    assert len(chunks(noise(31), spoken((0, 31)))) == 2
+
+
+@pytest.mark.parametrize("seconds", [0, 3, 100])
+def test_where_nobody_speaks_there_is_no_passage(seconds: int) -> None:
+    """Neither nothing nor silence is decoded."""
+    assert chunks(noise(seconds), []) == []
+
+
+def test_passages_come_while_the_recording_is_still_read() -> None:
+    """The first passage is out soon after a window was heard, not when a recording of hours has ended."""
     read = 0
 
-    def endless() -> Iterator[np.ndarray]:
+    def endless():
         nonlocal read
         while True:
+            yield Heard(read * SAMPLE_RATE, noise(1), (Region(read * SAMPLE_RATE, (read + 1) * SAMPLE_RATE),))
             read += 1
-            yield noise(1)
 
-    stream = chunks(endless())
+    stream = passages(endless())
     for number in range(1, 6):
         next(stream)
-        assert read <= 30 * number + 1
+        assert read <= 30 * number + 8
 
 
-def test_samples_of_a_chunk_stay_as_they_were() -> None:
-    """A chunk's samples are its own: reading on does not write over them."""
-    samples = noise(70)
-    parts = list(chunks([samples]))
-    for chunk, part in parts:
-        np.testing.assert_array_equal(part, samples[chunk.start : chunk.end])
+def test_the_later_of_two_quiet_places_is_taken() -> None:
+    """Long chunks are few chunks."""
+    samples = noise(30)
+    for second in (22, 26):
+        samples[second * SAMPLE_RATE :][:2000] = 0.0
+    assert 26 <= quietest(samples, 20 * SAMPLE_RATE, 28 * SAMPLE_RATE) / SAMPLE_RATE <= 26.2

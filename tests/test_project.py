@@ -73,8 +73,9 @@ def test_every_direct_dependency_is_used():
     imports = {
         name.partition(".")[0]
         for path in PACKAGE.rglob("*.py")
-        for name in re.findall(r"^\s*(?:import|from) ([\w.]+)", path.read_text(), re.MULTILINE)
-    }
+        for names in re.findall(r"^\s*(?:import|from) ([\w.]+)|find_spec\(\"(\w+)\"\)", path.read_text(), re.MULTILINE)
+        for name in names
+    } - {""}
     foreign = imports - sys.stdlib_module_names - {"run_transcription"}
     modules = metadata.packages_distributions()
     distributions = {name.lower().replace("_", "-") for module in foreign for name in modules.get(module, [])}

@@ -1,5 +1,6 @@
 """Tests of run_transcription.tokens and run_transcription.quality."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from run_transcription import quality, tokens
-from run_transcription.records import Chunk, Row
+from run_transcription.records import Chunk, Decoding, Row
 
 WINDOW = Chunk(0, 480_000)
 END, BEGIN = 100, 110  # ids below END are letters, ids from BEGIN on are timestamps
@@ -121,6 +122,50 @@ def test_compression_ratio_is_that_of_openai():
 def test_silence_needs_both_signs():
     """A row is dropped where no speech is likely and the model unsure; one of the two is not enough."""
     sure = Row((1,), "en", 1.0, no_speech_prob=0.99, avg_logprob=-0.3)
-    assert quality.is_silence(replace(sure, avg_logprob=-1.2))
-    assert not quality.is_silence(sure)
-    assert not quality.is_silence(replace(sure, no_speech_prob=0.5, avg_logprob=-1.2))
+    assert quality.is_silence(replace(sure, avg_logprob=-1.2), Decoding())
+    assert not quality.is_silence(sure, Decoding())
+    assert not quality.is_silence(replace(sure, no_speech_prob=0.5, avg_logprob=-1.2), Decoding())
+    assert quality.failing(replace(sure, avg_logprob=-1.2), "a text", Decoding()) == ()
+
+
+def test_a_segment_is_as_sure_as_its_own_tokens():
+    """Confidence is the geometric mean of the segment's token probabilities, not of the row's."""
+    ids = (at(0), 1, 2, at(2), at(3), 3, at(4))
+    row = Row(ids, "en", 0.9, 0.1, -0.4, logprobs=(0, -0.2, -0.6, 0, 0, -1.5, 0))
+    first, second = tokens.segments(row, WINDOW, Letters(), 1.5)
+    assert first.confidence == pytest.approx(math.exp(-0.2), abs=1e-4)
+    assert second.confidence == pytest.approx(math.exp(-0.5), abs=1e-4)
+    (untold,) = tokens.segments(replace(row, tokens=(at(0), 1, at(2)), logprobs=()), WINDOW, Letters(), 1.5)
+    assert untold.confidence == pytest.approx(math.exp(-0.4), abs=1e-4)
+
+
+def test_words_are_never_cut_inside_a_sign():
+    """Words begin at spaces, and a sign of several tokens is not parted; Chinese has a word for each sign."""
+    spoken = replace(cut_segment("ab cd é".encode()), language="en")
+    assert [(word.text, word.first, word.last) for word in tokens.words(spoken, WideBytes())] == [
+        ("ab", 1, 3),
+        (" cd", 3, 6),
+        (" é", 6, 9),
+    ]
+    chinese = replace(cut_segment("你好".encode()), language="zh")
+    first, second = tokens.words(chinese, WideBytes())
+    assert (first.text, second.text, first.end) == ("你", "好", pytest.approx(1))
+    (kept,) = (tokens.part(chinese, [second], WideBytes()),)
+    assert (kept.text, kept.start, kept.end, len(kept.tokens)) == ("好", 1, 2, 3)
+
+
+@dataclass
+class WideBytes:
+    """A vocabulary in which each byte is a token."""
+
+    timestamp_begin: int = 300
+    end_of_text: int = 256
+
+    def decode(self, ids):
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+
+def cut_segment(data):
+    """Return a segment of two seconds that says these bytes."""
+    row = Row((300, *data, 400), "en", 0.9, 0.1, -0.2)
+    return tokens.segments(row, Chunk(0, 32_000), WideBytes(), 1.0)[0]

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ import tiny_whisper
 import torch
 from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+from run_transcription import batches
+from run_transcription.batches import Decoder
 from run_transcription.engines import assemble, vocabulary
+from run_transcription.engines.choosing import Chooser
 from run_transcription.engines.torch_engine import TorchEngine
-from run_transcription.errors import ModelNotLoaded, Rejected, TranscriptionError
-from run_transcription.records import Decoding, ModelFacts
+from run_transcription.errors import ModelNotLoaded, OutOfMemory, Rejected, TranscriptionError
+from run_transcription.records import Chunk, Decoding, ModelFacts
 
 ENGLISH = Decoding(language="en")
 
@@ -264,3 +268,81 @@ for _ in range(2):
     )
     assert done.stdout.split() == ["2", "2"]
     assert done.stderr == ""
+
+
+def test_each_token_has_its_probability(engine, windows):
+    """A row's log-probabilities are those of its tokens; their mean with the end's is the row's."""
+    for row in engine.transcribe(windows, ENGLISH).rows:
+        assert len(row.logprobs) == len(row.tokens)
+        assert max(row.logprobs) <= 0
+        assert sum(row.logprobs) / (len(row.tokens) + 1) == pytest.approx(row.avg_logprob, abs=0.05)
+
+
+def test_chance_is_the_same_at_every_run(engine, windows):
+    """At a temperature a window has one text, whatever else is in its batch; it is not the likeliest one."""
+    hot = replace(ENGLISH, temperature=1.0)
+    rows = engine.transcribe(windows, hot).rows
+    assert [row.tokens for row in rows] == [row.tokens for row in engine.transcribe(windows, hot).rows]
+    alone = engine.transcribe(windows[1:2], hot).rows[0]
+    assert rows[1].tokens == alone.tokens
+    cold = engine.transcribe(windows, ENGLISH).rows
+    assert [row.tokens for row in rows] != [row.tokens for row in cold]
+    assert all(row.temperature == 1.0 for row in rows)
+    assert sum(row.avg_logprob for row in rows) < sum(row.avg_logprob for row in cold)
+    warm = engine.transcribe(windows, replace(hot, temperature=0.8)).rows
+    assert [row.tokens for row in warm] != [row.tokens for row in rows]
+
+
+def test_tokens_are_drawn_by_their_probabilities():
+    """With a temperature a token is drawn as often as it is likely; what is suppressed never is.
+
+    Its log-probability is the one without the temperature.
+    """
+    scores = torch.tensor([2.0, 1.0, 0.0, -torch.inf]).repeat(4000, 1)
+    chooser = Chooser(4000, end_of_text=9, limit=10, device=torch.device("cpu"))
+    chooser.heat(0.5, [np.full(1, i, np.float32) for i in range(4000)])
+    chosen = chooser(torch.zeros(4000, 1), scores).argmax(-1)
+    wanted = (scores[0] / 0.5).softmax(-1)
+    found = torch.bincount(chosen, minlength=4) / 4000
+    assert torch.allclose(found, wanted, atol=0.03)
+    assert found[3] == 0
+    assert torch.allclose(chooser.logprobs[:, 0], scores[0].log_softmax(-1)[chosen])
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_no_room_is_said(engine, windows, error, monkeypatch):
+    """What torch raises where memory runs out becomes one line; other errors stay what they are."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(engine, "_transcribe", fail)
+    with pytest.raises(OutOfMemory, match="4 windows at a time don't fit into memory: use a smaller --batch-size"):
+        engine.transcribe(windows, ENGLISH)
+    error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        engine.transcribe(windows, ENGLISH)
+
+
+@pytest.mark.gpu
+def test_a_full_gpu_halves_the_batch(folder, windows):
+    """With memory for some windows only, all are transcribed, in smaller batches."""
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU")
+    model = assemble.mapped_model(folder, "float32", "sdpa").to("cuda")
+    facts = ModelFacts("tiny", "full", "cuda", "float32", "sdpa")
+    full = TorchEngine(model, vocabulary.read(folder), facts)
+    many = {Chunk(i, i + len(windows[0])): windows[0] for i in range(64)}
+    full.transcribe([windows[0]], ENGLISH)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((total - free + 40_000_000) / total)
+    try:
+        rows = Decoder(full, replace(ENGLISH, batch_size=64, temperature_increment_on_fallback=0.0), {}).rows(many)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert len(rows) == 64
+    assert batches._safe_sizes.pop(facts) < 64
+    assert len({row.tokens for row in rows.values()}) == 1

@@ -13,6 +13,8 @@ import jsonschema
 import numpy as np
 import pytest
 import soundfile
+import srt
+import webvtt
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,7 +43,7 @@ VALIDATOR = jsonschema.Draft202012Validator(schema.schema())
 
 def segment(text: str, start: float = 0.0, end: float = 1.0, **changes: Any) -> Segment:
     """Return a segment with plausible values."""
-    given = Segment(start, end, text, (11, 12, 13), 0, 0.0, -0.25, 1.1, 0.01, "en")
+    given = Segment(start, end, text, (11, 12, 13), 0, 0.0, -0.25, 1.1, 0.01, "en", 0.7788)
     return replace(given, **changes)
 
 
@@ -218,6 +220,7 @@ def test_json_is_a_superset_of_verbose_json() -> None:
         "compression_ratio": 1.1,
         "no_speech_prob": 0.01,
         "language": "en",
+        "confidence": 0.7788,
     }
     assert second["id"] == 1
     assert second["words"] == [{"word": " Bye.", "start": 1.0, "end": 2.0, "probability": 0.9}]
@@ -269,7 +272,7 @@ def items(*segments: Segment) -> list[dict[str, Any]]:
 
 def test_aws_splits_words_and_marks() -> None:
     """Words have times and confidence as strings, marks have no times, and inner marks stay in their word."""
-    found = items(segment(' "Don\'t pay 3.50!"', 2, 4, avg_logprob=float(np.log(0.5))))
+    found = items(segment(' "Don\'t pay 3.50!"', 2, 4, confidence=0.5))
     contents = [(item["type"], item["alternatives"][0]["content"]) for item in found]
     assert contents == [
         ("punctuation", '"'),
@@ -342,3 +345,46 @@ def test_a_moment_has_a_picture(tmp_path: Path) -> None:
     """The shortest recording that is one can be drawn."""
     soundfile.write(tmp_path / "a.wav", np.ones(200) * 0.1, 16_000)
     drawn(tmp_path / "a.wav", duration=200 / 16_000)
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=60).filter(str.strip)
+
+
+@st.composite
+def cues(draw):
+    """Draw segments of any text whose times follow one another, all before 30 hours are over."""
+    now, found = 0, []
+    for text in draw(st.lists(TEXTS, min_size=1, max_size=6)):
+        start = now + draw(st.integers(0, 20_000_000))
+        now = start + draw(st.integers(1, 30_000))
+        found.append(segment(text, start / 1000, now / 1000))
+    return found
+
+
+@given(cues())
+def test_any_text_survives(found: list[Segment]) -> None:
+    """Public parsers read srt and vtt back, and tsv is a table: all texts, at their times, but for arrows and edges."""
+    result = completed(*found)
+    wanted = [(each.start, each.end, each.text.strip().replace("-->", "->")) for each in found]
+    subtitles = [
+        (each.start.total_seconds(), each.end.total_seconds(), each.content)
+        for each in srt.parse(written("srt", result).decode())
+    ]
+    captions = [
+        (_seconds(each.start), _seconds(each.end), each.raw_text)
+        for each in webvtt.from_string(written("vtt", result).decode())
+    ]
+    table = [line.split("\t") for line in written("tsv", result).decode().split("\n")[1:-1]]
+    rows = [(int(start) / 1000, int(end) / 1000, text) for start, end, text in table]
+    assert _seen(subtitles) == _seen(wanted)
+    assert _seen(captions) == _seen(wanted)
+    assert _seen(rows) == _seen([(each.start, each.end, each.text.strip().replace("\t", " ")) for each in found])
+
+
+def _seconds(clock: str) -> float:
+    hours, minutes, seconds = clock.split(":")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+def _seen(rows: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    return [(round(start, 3), round(end, 3), text.strip()) for start, end, text in rows]

@@ -71,10 +71,11 @@ def _first(what: str, found: tuple[object, ...], kept: tuple[object, ...]) -> st
 
 
 def _clip() -> tuple[Chunk, Samples]:
-    from run_transcription import audio, chunking
+    from run_transcription import audio, chunking, vad
 
     with audio.open_recording(CLIP) as reader:
-        return next(iter(chunking.chunks(reader.blocks(), SECONDS)))
+        passage = next(chunking.passages(vad.Ear(reader.blocks(), vad.loud, 0.5).heard(), SECONDS))
+        return passage.chunk, passage.samples
 
 
 def _clip_sha256() -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from run_transcription.engines.byte_mover import THREADS, Extent, Lane, Memory, Moving, Nowhere
+from run_transcription.engines.fingerprint import Fingerprint
 from run_transcription.engines.golden import Golden
 from run_transcription.engines.state_header import Entry, Header, header_of
 from run_transcription.errors import Unavailable
-from run_transcription.records import Fingerprint
 
 if TYPE_CHECKING:
     import io

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
+from run_transcription.engines import long_form
+from run_transcription.engines.choosing import Chooser
 from run_transcription.engines.features import LogMel
-from run_transcription.errors import Rejected, TranscriptionError
-from run_transcription.records import SAMPLE_RATE, Batch, Decoding, ModelFacts, Row, Task, Timing, Tokenizer
+from run_transcription.errors import OutOfMemory, Rejected, TranscriptionError
+from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, Row, Timing, Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,33 +29,11 @@ if TYPE_CHECKING:
     from run_transcription.records import Samples
 
 MULTILINGUAL_VOCABULARY = 51_865  # ids; openai/whisper tells English-only checkpoints by having fewer
-TEMPERATURE = 0.0
+NO_ROOM = ("not enough memory", "can't allocate memory", "CUDA out of memory")  # how torch says it
 
 # transformers warns of what its own Whisper code hands to its own `generate`, and of an attention mask that Whisper
 # doesn't use: neither can be avoided from here
 logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
-
-
-class SummedLogprob(LogitsProcessor):  # type: ignore[misc] # transformers is not typed
-    """Adds up the log-probabilities of the tokens that greedy decoding takes; standing last, it sees final scores.
-
-    `output_scores` would keep every step's scores until the end: tokens × vocabulary floats for each row.
-    """
-
-    def __init__(self, rows: int, end_of_text: int, limit: int, device: torch.device) -> None:
-        """Start at zero for each row; `limit` is the length at which generation stops."""
-        self.total = torch.zeros(rows, device=device)
-        self._alive = torch.ones(rows, dtype=torch.bool, device=device)
-        self._end_of_text = end_of_text
-        self._limit = limit
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Add this step's best token to rows that have not ended, end of text included; return scores as they are."""
-        if input_ids.shape[1] < self._limit:  # on a GPU, generate takes one step more and undoes it
-            best, token = scores.max(dim=-1)
-            self.total += torch.where(self._alive, best - scores.logsumexp(dim=-1), 0.0)
-            self._alive &= token != self._end_of_text
-        return scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +85,29 @@ class TorchEngine:
     def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         """Decode windows (each float32 [samples], at most one encoder window long): a row for each, in order.
 
-        Raises Rejected for a language or a task that the model doesn't have, TranscriptionError where it gives NaN.
+        Raises Rejected for a language or a task that the model doesn't have, OutOfMemory where they are too many at a
+        time, TranscriptionError where it gives NaN.
         """
+        try:
+            return self._transcribe(windows, self.check(decoding))
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_ROOM):
+                raise OutOfMemory(
+                    f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size"
+                ) from error
+            raise
+
+    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
+        """Decode float32 [samples] of any length by transformers' long form, in the language of its first window."""
         decoding = self.check(decoding)
+        with torch.inference_mode():
+            features = self._features([samples[: self._features.samples]]).to(self._model.dtype)
+            start = self._start(self._model.model.encoder(features), decoding)
+        found = long_form.passed(self._model, samples, decoding, self._chosen(start.languages[0], decoding))
+        language, probability = start.languages[0], start.probabilities[0]
+        return tuple((chunk, replace(row, language=language, language_probability=probability)) for chunk, row in found)
+
+    def _transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         with torch.inference_mode():
             marks = [self._now()]
             features = self._features(windows).to(self._model.dtype)
@@ -115,7 +115,10 @@ class TorchEngine:
             encoded = self._model.model.encoder(features)
             start = self._start(encoded, decoding)
             marks.append(self._now())
-            rows = self._generate(encoded, start, decoding.task)
+            limit = self._model.config.max_target_positions
+            chooser = Chooser(len(windows), self.tokenizer.end_of_text, limit, self._model.device)
+            chooser.heat(decoding.temperature, windows)
+            rows = self._generate(encoded, start, decoding, chooser)
             marks.append(self._now())
         spent = [after - before for before, after in itertools.pairwise(marks)]
         return Batch(rows, Timing(features=spent[0], encode=spent[1], generate=spent[2], wall=marks[-1] - marks[0]))
@@ -134,35 +137,36 @@ class TorchEngine:
         codes = self._codes()
         return _Start(tuple(codes[i] for i in index.tolist()), tuple(probability.tolist()), no_speech)
 
-    def _generate(self, encoded: BaseModelOutput, start: _Start, task: Task) -> tuple[Row, ...]:
-        """Decode greedily, once: transformers would seek to the last timestamp and decode the window again."""
-        limit = self._model.config.max_target_positions
-        scores = SummedLogprob(len(start.languages), self.tokenizer.end_of_text, limit, self._model.device)
-        languages = [f"<|{code}|>" for code in start.languages]
-        chosen: dict[str, object] = {"language": languages} if self._multilingual else {}
-        chosen |= {"task": task} if self._tasks else {}
+    def _generate(
+        self, encoded: BaseModelOutput, start: _Start, decoding: Decoding, chooser: Chooser
+    ) -> tuple[Row, ...]:
+        """Decode once: transformers would seek to the last timestamp and decode the window again."""
+        chosen = self._chosen([*start.languages], decoding)
         ids = self._model.generate(
             encoder_outputs=encoded,
             **chosen,
             num_beams=1,
-            do_sample=False,
-            temperature=TEMPERATURE,
+            do_sample=False,  # the chooser does, where it is wanted
+            temperature=0.0,
             return_timestamps=True,
             force_unique_generate_call=True,
-            max_length=limit,
-            logits_processor=LogitsProcessorList([scores]),
+            max_length=self._model.config.max_target_positions,
+            logits_processor=LogitsProcessorList([chooser]),
         )
         prompt, end = 1 + len(chosen), self.tokenizer.end_of_text
-        found = [row[prompt:] for row in ids.tolist()]
-        ended = [end in row for row in found]
-        texts = [_until(row, end) for row in found]
-        totals = scores.total.tolist()
-        self._refuse_nan(totals)
-        said = zip(texts, start.languages, start.probabilities, start.no_speech, totals, ended, strict=True)
+        logprobs = chooser.logprobs.tolist()
+        self._refuse_nan([sum(row) for row in logprobs])
+        said = zip(ids.tolist(), logprobs, start.languages, start.probabilities, start.no_speech, strict=True)
         return tuple(
-            Row(tokens, language, probability, no_speech, total / (len(tokens) + 1), TEMPERATURE, complete)
-            for tokens, language, probability, no_speech, total, complete in said
+            _row(row[prompt:], end, each, Row((), language, probability, no_speech, 0.0, decoding.temperature))
+            for row, each, language, probability, no_speech in said
         )
+
+    def _chosen(self, languages: str | list[str], decoding: Decoding) -> dict[str, object]:
+        """Return what the prompt says, as `generate` takes it: nothing for a model that knows only English."""
+        named = f"<|{languages}|>" if isinstance(languages, str) else [f"<|{code}|>" for code in languages]
+        chosen: dict[str, object] = {"language": named} if self._multilingual else {}
+        return chosen | ({"task": decoding.task} if self._tasks else {})
 
     def _refuse_nan(self, numbers: Sequence[float]) -> None:
         if any(map(math.isnan, numbers)):
@@ -196,6 +200,14 @@ def _language_code(name: str | None) -> str | None:
     return str(TO_LANGUAGE_CODE.get(plain, plain))
 
 
-def _until(tokens: Sequence[int], end: int) -> tuple[int, ...]:
-    """Return the tokens before the first end of text: what follows it is padding."""
-    return tuple(tokens[: tokens.index(end)] if end in tokens else tokens)
+def _row(ids: Sequence[int], end: int, logprobs: Sequence[float], known: Row) -> Row:
+    """Complete a row by its ids, padding behind the first end of text left out, and by what each of them was worth."""
+    complete = end in ids
+    tokens = tuple(ids[: ids.index(end)] if complete else ids)
+    return replace(
+        known,
+        tokens=tokens,
+        avg_logprob=sum(logprobs) / (len(tokens) + 1),  # openai/whisper counts the end, too
+        complete=complete,
+        logprobs=tuple(round(each, 4) for each in logprobs[: len(tokens)]),
+    )

@@ -1,0 +1,25 @@
+"""What the audit of a transcript says; part of a transcript's record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a recording in seconds."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What the audit of a transcript found: speech that has text, speech that has none, and what is doubtful."""
+
+    coverage: float | None = None  # share of the speech that has text; None: no speech was found
+    uncovered: tuple[Span, ...] = ()
+    retried_rows: int = 0
+    confidence: float | None = None  # mean of the segments', weighted by their tokens; None without text
+    needs_review: bool = False
+    reasons: tuple[str, ...] = ()

@@ -1,0 +1,90 @@
+"""Decode windows in batches: rows that fail are decoded again, and batches that don't fit into memory are halved."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from run_transcription import quality
+from run_transcription.errors import OutOfMemory
+from run_transcription.records import Timing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from run_transcription.records import Batch, Chunk, Decoding, Engine, ModelFacts, Row, Samples
+
+HOTTEST = 1.0  # the last temperature that is tried
+
+logger = logging.getLogger(__name__)
+
+_safe_sizes: dict[ModelFacts, int] = {}  # how many rows fitted into memory once it had run out; kept for the process
+
+
+class Decoder:
+    """Decodes the windows of one recording, and adds up what that took."""
+
+    def __init__(self, engine: Engine, decoding: Decoding, finished: Mapping[Chunk, Row]) -> None:
+        """Take the rows that an earlier try finished: their windows are not decoded again."""
+        self.timing = Timing()
+        self._engine = engine
+        self._decoding = decoding
+        self._finished = finished
+
+    def rows(self, windows: Mapping[Chunk, Samples]) -> dict[Chunk, Row]:
+        """Return the best row of each window, in order; those that fail are decoded again at the next temperature."""
+        waiting = {chunk: samples for chunk, samples in windows.items() if chunk not in self._finished}
+        kept: dict[Chunk, Row] = {}
+        for temperature in temperatures(self._decoding):
+            if not waiting:
+                break
+            decoding = replace(self._decoding, temperature=temperature)
+            for chunk, row in zip(waiting, self._all([*waiting.values()], decoding), strict=True):
+                kept[chunk] = self._better(kept[chunk], row) if chunk in kept else row
+            waiting = {chunk: samples for chunk, samples in waiting.items() if self.failing(kept[chunk])}
+        return {chunk: kept[chunk] if chunk in kept else self._finished[chunk] for chunk in windows}
+
+    def failing(self, row: Row) -> tuple[quality.Failing, ...]:
+        """Return by which measures a row fails."""
+        return quality.failing(row, self._engine.tokenizer.decode(row.tokens), self._decoding)
+
+    def _better(self, before: Row, now: Row) -> Row:
+        faults = len(self.failing(before)), len(self.failing(now))
+        return replace(quality.better(before, now, faults), attempts=before.attempts + 1)
+
+    def _all(self, windows: Sequence[Samples], decoding: Decoding) -> list[Row]:
+        """Decode as many windows at a time as fit."""
+        rows: list[Row] = []
+        while len(rows) < len(windows):
+            part = windows[len(rows) : len(rows) + self._size()]
+            batch = self._fitting(part, decoding)
+            if batch is None:
+                _safe_sizes[self._engine.facts] = len(part) // 2
+                logger.warning("%d windows don't fit into memory: going on with %d", len(part), len(part) // 2)
+            else:
+                rows += batch.rows
+                self.timing += batch.timing
+        return rows
+
+    def _size(self) -> int:
+        return min(self._decoding.batch_size, _safe_sizes.get(self._engine.facts, self._decoding.batch_size))
+
+    def _fitting(self, windows: Sequence[Samples], decoding: Decoding) -> Batch | None:
+        """Return None where there is no room; the error is let go, since what it holds on to takes memory."""
+        try:
+            return self._engine.transcribe(windows, decoding)
+        except OutOfMemory:
+            if len(windows) == 1:
+                raise
+            return None
+
+
+def temperatures(decoding: Decoding) -> Iterator[float]:
+    """Yield the temperatures to try, one after the other."""
+    step, steps = decoding.temperature_increment_on_fallback, 0
+    while (temperature := round(decoding.temperature + steps * step, 6)) <= HOTTEST:
+        yield temperature
+        steps += 1
+        if not step:
+            return

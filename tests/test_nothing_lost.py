@@ -1,0 +1,148 @@
+"""Nothing lost, nothing invented: the demo model on recordings whose words and times are known."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from difflib import SequenceMatcher
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from run_transcription import direct_transcribe, optimized_loader
+from run_transcription.demo.score import word_errors
+from run_transcription.records import SAMPLE_RATE, Decoding, ModelSpec
+from tools import require_tool
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+ENGLISH = Decoding(language="en")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """The demo model in float32 on a CPU."""
+    return optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu")).engine
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Words of two speakers that the model's training never heard."""
+    require_tool("espeak-ng")
+    import scenes
+
+    return scenes.small_bank()
+
+
+def scene(name, clips, seconds, seed=100):
+    """Return a recording of a kind, and where its words are."""
+    import scenes
+
+    return next(each for each in scenes.SPEECH if each.name == name).make(clips, seconds, seed)
+
+
+def transcribe(samples, engine, decoding=ENGLISH):
+    """Return the transcript."""
+    return direct_transcribe.transcribe(np.array_split(samples, 7), engine, decoding)[0]
+
+
+def test_no_word_is_lost_or_doubled_where_nobody_pauses(engine, clips):
+    """Two minutes of speech without a pause are cut at seams, and there each word comes out once."""
+    speech, advances = scene("no pauses", clips, 120), []
+    found, _ = direct_transcribe.transcribe([speech.samples], engine, ENGLISH, advances.append)
+    chunks = [chunk for advance in advances for chunk, _ in advance.rows]
+    seams = [(b.start / SAMPLE_RATE, a.end / SAMPLE_RATE) for a, b in pairwise(chunks) if 0 < a.end - b.start < a.end]
+    assert len(seams) >= 4
+    heard, said = found.text.split(), [word for phrase in speech.phrases for word in phrase]
+    changes = SequenceMatcher(None, speech.words, heard, autojunk=False).get_opcodes()
+    moved = [said[min(a, len(said) - 1)] for _, a, b, c, d in changes if b - a != d - c]
+    middles = [(word.start + word.end) / 2 for word in moved]
+    assert not [middle for middle in middles if any(start <= middle <= end for start, end in seams)]
+    assert word_errors(speech.words, heard) <= 0.02 * len(speech.words)
+    assert found.quality.coverage >= 0.995
+
+
+@pytest.mark.parametrize("vad", [True, False])
+@pytest.mark.parametrize("name", ["music under speech", "10 dB SNR"])
+def test_music_and_noise_cost_no_words(engine, clips, name, vad):
+    """Chords and drums, or noise, 10 dB below the speech: what is said is found and has text."""
+    speech = scene(name, clips, 60)
+    found = transcribe(speech.samples, engine, replace(ENGLISH, vad=vad))
+    assert word_errors(speech.words, found.text.split()) <= (0.05 if vad else 0.08) * len(speech.words)
+    spans = [(segment.start - 0.3, segment.end + 0.3) for segment in found.segments]
+    middles = [(word.start + word.end) / 2 for phrase in speech.phrases for word in phrase]
+    covered = sum(any(start <= middle <= end for start, end in spans) for middle in middles)
+    assert covered >= 0.99 * len(middles)
+
+
+def test_long_silences_cost_nothing(engine, clips):
+    """Turns between long silences are all there, and the silences are not decoded."""
+    speech = scene("long gaps", clips, 120)
+    seen = []
+    decode = engine.transcribe
+
+    class Watching:
+        facts, tokenizer, check = engine.facts, engine.tokenizer, staticmethod(engine.check)
+
+        def transcribe(self, windows, decoding):
+            seen.extend(len(window) for window in windows)
+            return decode(windows, decoding)
+
+    found = transcribe(speech.samples, Watching())
+    assert word_errors(speech.words, found.text.split()) <= 0.03 * len(speech.words)
+    assert sum(seen) < 0.6 * len(speech.samples)
+
+
+@pytest.mark.parametrize("vad", [True, False])
+@pytest.mark.parametrize("name", ["silence", "white noise", "tones", "hold music"])
+def test_nothing_is_invented(engine, name, vad):
+    """Where nobody speaks nothing is written, with and without Silero VAD."""
+    import scenes
+
+    silent = next(each for each in scenes.SILENCE if each.name == name).make(None, 60, 1)
+    found = transcribe(silent.samples, engine, replace(ENGLISH, vad=vad))
+    assert found.text == ""
+
+
+def test_the_reference_hears_the_same(engine, clips):
+    """--sequential goes through a recording by transformers' own algorithm, and comes to the same words."""
+    speech = scene("conversation", clips, 70)
+    ours, reference = (transcribe(speech.samples, engine, replace(ENGLISH, sequential=way)) for way in (False, True))
+    assert word_errors(ours.text.split(), reference.text.split()) <= 0.03 * len(speech.words)
+    assert reference.text != ""
+    assert all(0 < segment.confidence <= 1 for segment in reference.segments)
+    assert max(segment.end for segment in reference.segments) <= 70
+    assert reference.quality.coverage > 0.9
+
+
+def test_a_transcript_knows_how_sure_it_is(engine, clips):
+    """Confidence comes from the tokens: clear speech is surer than speech in much noise, and no two are alike."""
+    clear = transcribe(scene("conversation", clips, 30).samples, engine)
+    speech = scene("conversation", clips, 30).samples
+    noise = np.random.default_rng(0).standard_normal(len(speech)).astype(np.float32)
+    noisy = transcribe(speech + 0.1 * noise, engine, replace(ENGLISH, vad=False))
+    assert clear.quality.confidence > noisy.quality.confidence
+    assert len({segment.confidence for segment in clear.segments}) > 1
+
+
+def test_the_same_recording_gives_the_same_transcript(engine, clips):
+    """Also where rows fail and are drawn by chance; and a try that takes over half the rows ends alike."""
+    samples = scene("no pauses", clips, 70).samples[: 65 * SAMPLE_RATE]
+    strict = replace(ENGLISH, logprob_threshold=-0.01, batch_size=2)
+    advances = []
+    first = direct_transcribe.transcribe([samples], engine, strict, advances.append)[0]
+    assert first.quality.retried_rows > 0
+    assert first.quality.needs_review
+    kept = dict(advances[0].rows)
+    assert direct_transcribe.transcribe(np.array_split(samples, 5), engine, strict, finished=kept)[0] == first
+
+
+def test_times_never_go_back(engine, clips):
+    """Segments follow one another and end with the recording, at seams too."""
+    for name in ("no pauses", "conversation"):
+        found = transcribe(scene(name, clips, 60).samples, engine, replace(ENGLISH, chunk_length=12))
+        times = [time for segment in found.segments for time in (segment.start, segment.end)]
+        assert times == sorted(times)
+        assert times[-1] <= found.duration
