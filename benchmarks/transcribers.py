@@ -99,7 +99,7 @@ def faster_whisper(converted: Path, *, batched: bool) -> Transcriber:
 
     model = WhisperModel(str(converted), device="cpu", compute_type="float32")
     system = BatchedInferencePipeline(model) if batched else model
-    more = {"batch_size": 8} if batched else {}
+    more = {"batch_size": 8} if batched else {"condition_on_previous_text": False}  # as all others here
 
     def transcribe(samples: Samples) -> Text:
         found = [*system.transcribe(samples, beam_size=1, without_timestamps=False, **more)[0]]
