@@ -88,7 +88,7 @@ def pipeline() -> Transcriber:
     def transcribe(samples: Samples) -> Text:
         found = pipe(samples.copy(), return_timestamps=True, generate_kwargs=ENGLISH)
         spans = [each["timestamp"] for each in found["chunks"]]
-        return Text(found["text"], [(start, end if end is not None else start) for start, end in spans], [])
+        return Text(found["text"], [span for span in spans if None not in span], [])
 
     return transcribe
 

@@ -14,9 +14,9 @@ from run_transcription.errors import TranscriptionError
 @click.option("-o", "--output-dir", "output", metavar="s3://BUCKET/PREFIX", help="The worker's -o, if it has one.")
 @click.option("--all", "every", is_flag=True, help="Show every result and failure, the newest last.")
 def find_results(key: str, bucket: str, output: str | None, *, every: bool) -> None:
-    """Show the result of the newest version of the recording KEY.
+    """Show what workers have made of a recording.
 
-    Prints a line for each: status, version, when it was written, and the address of its json. The exit status is 1
+    That is the newest version's result, of the recording KEY. Prints a line for each: status, version, when it was written, and the address of its json. The exit status is 1
     where the newest version has no result yet.
 
     \b

@@ -37,7 +37,7 @@ def desk(tmp_path_factory, model):
     """Load a model."""
     home = tmp_path_factory.mktemp("home")
     handle = optimized_loader.load(ModelSpec(model, device="cpu", dtype="float32", home=home))
-    return Desk(handle, handle.engine.check(Decoding()), ("json", "txt"))
+    return Desk(handle, handle.engine.check(Decoding(vad=False)), ("json", "txt"))  # a tone is loud, but no speech
 
 
 @pytest.fixture
@@ -596,7 +596,7 @@ def half_an_hour(tmp_path_factory):
     folder, sound = tmp_path_factory.mktemp("long"), speech.samples()
     (folder / "speech").mkdir()
     long = np.zeros(1800 * 16_000, "<i2")
-    for second in range(0, 1800, 120):
+    for second in range(0, 1800, 60):
         start = second * 1000 % (len(sound) - 10 * 16_000)
         long[second * 16_000 : (second + 10) * 16_000] = sound[start : start + 10 * 16_000]
     path = speech.write(folder / "speech" / "long.wav", long)
@@ -616,7 +616,7 @@ def test_a_long_recording_goes_on_where_a_killed_worker_left_it(emulator, half_a
     scratch.mkdir()
     process = start_worker(*arguments, home=tmp_path / "home", TMPDIR=str(scratch), OMP_NUM_THREADS="1")
     try:
-        wait_until(lambda: rows_of(root) >= 20, process)
+        wait_until(lambda: rows_of(root) >= 10, process)
         process.send_signal(number)
         out, said = process.communicate(timeout=60)
     finally:
@@ -635,8 +635,7 @@ def test_a_long_recording_goes_on_where_a_killed_worker_left_it(emulator, half_a
     assert found["text"] == wanted
     (line,) = [line for line in map(json.loads, out.splitlines()) if line.get("status") == "COMPLETED"]
     assert line["retries"] == 1
-    assert 0 < line["resumed"] <= 30.0 * kept
-    assert line["resumed"] >= 30.0 * (kept - 2) * 0.6  # chunks are cut in pauses, in their last third
+    assert 60 * (kept - 3) <= line["resumed"] <= 60 * kept  # each minute has one
     assert list(storage.listing(f"{root}/work/")) == []
     assert list(scratch.iterdir()) == []
 
@@ -653,6 +652,7 @@ def test_a_spot_notice_ends_a_worker_and_gives_its_messages_back(stack, model, t
         said = {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 16))}
         variables = {"AWS_EC2_METADATA_DISABLED": "false", "AWS_EC2_METADATA_SERVICE_ENDPOINT": server.endpoint}
         arguments = ("--queue-url", stack.queue_url, "--model", model, "--batch-size", "1", "--save-seconds", "0")
+        arguments += ("--no-vad",)  # a tone is no speech
         process = start_worker(*arguments, home=tmp_path / "home", **variables)
         try:
             wait_until(lambda: rows_of(f"s3://{stack.bucket}") > 0, process)

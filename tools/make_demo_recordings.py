@@ -73,7 +73,7 @@ def main() -> None:
     rows = [
         write("call-signs.mp3", [talk(clips, "en", 24, 1)], "libmp3lame", 32_000),
         write("ziffern.m4a", [talk(clips, "de", 18, 0)], "aac", 32_000),
-        write("night-watch.ogg", [talk(clips, "en", 34, 20 + i, watch) for i in range(4)], "libopus", 16_000, 48_000),
+        write("night-watch.ogg", [talk(clips, "en", 34, 30 + i, watch) for i in range(4)], "libopus", 16_000, 48_000),
         write("two-languages.ogg", two, "libopus", 16_000, 48_000),
     ]
     manifest = json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False)
