@@ -16,8 +16,8 @@ from run_transcription.errors import TranscriptionError
 def find_results(key: str, bucket: str, output: str | None, *, every: bool) -> None:
     """Show what workers have made of a recording.
 
-    That is the newest version's result, of the recording KEY. Prints a line for each: status, version, when it was written, and the address of its json. The exit status is 1
-    where the newest version has no result yet.
+    That is what became of the newest version of the recording KEY. Prints a line for each: status, version, when it
+    was written, and the address of its json. The exit status is 1 where the newest version has no result yet.
 
     \b
     Example:

@@ -677,7 +677,7 @@ def test_a_job_that_hangs_is_given_back_and_the_worker_ends(stack, model, tmp_pa
         "    return hear(self, windows, decoding)\n"
         "torch_engine.TorchEngine.transcribe = hang\nmain()\n"
     )
-    arguments = ["worker", "--queue-url", stack.queue_url, "--model", model, "--stall-seconds", "10"]
+    arguments = ["worker", "--queue-url", stack.queue_url, "--model", model, "--stall-seconds", "10", "--no-vad"]
     environment = os.environ | {"TRANSCRIBE_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
