@@ -29,6 +29,16 @@ def sqs(region: str | None = None) -> SQSClient:
     return client
 
 
+def ec2(region: str | None = None) -> Any:
+    """Return this process's EC2 client; untyped, as its types take longer to check than all of ours."""
+    return _client("ec2", region)
+
+
+def ssm(region: str | None = None) -> Any:
+    """Return this process's Systems Manager client, for parameters."""
+    return _client("ssm", region)
+
+
 def forget_clients() -> None:
     """Make clients anew from here on: each keeps the endpoint and the credentials that it was made with."""
     _client.cache_clear()
