@@ -4,7 +4,9 @@ locals {
   brought = "/tmp/transcribe-bake"
 
   # the environment comes from a file: a command line can be read by everybody on the machine
-  execute = "set -eu; . '{{.EnvVarFile}}'; rm -f '{{.EnvVarFile}}'; chmod 0755 '{{.Path}}'; if [ \"$(id -u)\" = 0 ]; then '{{.Path}}'; else sudo -E '{{.Path}}'; fi"
+  execute            = ". '{{.EnvVarFile}}'; chmod 0755 '{{.Path}}'; ${local.as_root}"
+  execute_with_token = ". '{{.EnvVarFile}}'; rm -f '{{.EnvVarFile}}'; chmod 0755 '{{.Path}}'; ${local.as_root}"
+  as_root            = "if [ \"$(id -u)\" = 0 ]; then '{{.Path}}'; else sudo -E '{{.Path}}'; fi"
 
   inputs = [
     "BROUGHT=${local.brought}",
@@ -39,6 +41,7 @@ build {
       "${var.parts}/provisioners/install-python.sh",
       "${var.parts}/provisioners/install-dependencies.sh",
       "${var.parts}/provisioners/install-worker.sh",
+      "${var.parts}/provisioners/precompile-bytecode.sh",
     ]
     environment_vars = local.inputs
     use_env_var_file = true
@@ -49,13 +52,12 @@ build {
     script           = "${var.parts}/provisioners/cache-model.sh"
     environment_vars = concat(local.inputs, ["HF_TOKEN=${var.hf_token}"])
     use_env_var_file = true
-    execute_command  = local.execute
+    execute_command  = local.execute_with_token
   }
 
   provisioner "shell" {
     scripts = [
       "${var.parts}/provisioners/persist-gpu-state.sh",
-      "${var.parts}/provisioners/precompile-bytecode.sh",
       "${var.parts}/provisioners/install-units.sh",
       "${var.parts}/provisioners/clean-up.sh",
       "${var.parts}/provisioners/validate-image.sh",

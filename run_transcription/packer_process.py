@@ -79,7 +79,7 @@ class Course:
     since: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
-    failed: str = ""  # the step of the first error
+    failed: str = ""  # the step before the clearing away, in which it failed if it did
     status: int | None = None
     overtime: bool = False
 
@@ -90,7 +90,7 @@ class Course:
 
     def reason(self) -> str:
         """Return the error that says most: what packer said of the build itself comes after what went wrong."""
-        own = [error for error in self.errors if not re.match(r"(Build '|Script exited|1 error|Step )", error)]
+        own = [error for error in self.errors if not re.match(r"(Build '|Script exited|\d+ error|Some builds)", error)]
         return (own or self.errors or ["packer said nothing"])[-1]
 
     def enter(self, step: str) -> None:
@@ -178,9 +178,9 @@ def _follow(process: subprocess.Popen[str], course: Course, keep: Callable[[str]
         kind, text = said(line)
         if kind == "error":
             course.errors.append(text)
-            course.failed = course.failed or course.step
         step = step_of(text) if kind == "say" else None
         if step is not None and step != course.step:
+            course.failed = course.failed or (course.step if step == "clean up" else "")
             course.enter(step)
             watch.on_step(step, course.since)
 
@@ -197,7 +197,7 @@ def said(line: str) -> tuple[str, str]:
     if len(parts) < 5 or parts[2] != "ui":  # noqa: PLR2004 - time, target, ui, kind, text
         return "", ""
     text = parts[4].replace("%!(PACKER_COMMA)", ",").replace("\\n", " ").replace("\\r", "")
-    return parts[3], re.sub(r"^\s*(==> )?([\w.-]+: )?", "", text, count=1).strip()
+    return parts[3], re.sub(r"^\s*([=-]+> )?(amazon-ebs\.\w+: )?", "", text, count=1).strip()
 
 
 def step_of(text: str) -> str | None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shutil
 import socket
+import stat
 import subprocess
 import time
 from contextlib import contextmanager
@@ -20,10 +22,14 @@ from tools import require_tool
 
 ROOT = Path(__file__).parents[1]
 TORCH = "/opt/torch-of-this-machine"  # where the isolated root shows it
-# the folders that are another thing inside: the checkout and the homes' content must not be what makes an image work
 SETUP = r"""
 set -eu
-mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$BASE/upper,workdir=$BASE/work" "$BASE/root"
+below=/
+if [ -n "$IMAGE" ]; then # an overlay over an overlay: layers of one file system may not lie inside one another
+  mount -t overlay overlay -o "lowerdir=/,upperdir=$IMAGE/upper,workdir=$IMAGE/work" "$IMAGE/root"
+  below=$IMAGE/root
+fi
+mount -t overlay overlay -o "lowerdir=$below,upperdir=$BASE/upper,workdir=$BASE/work" "$BASE/root"
 cd "$BASE/root"
 mount -t proc proc proc
 mount --rbind /dev dev
@@ -34,9 +40,6 @@ mkdir -p run/sshd run/builder ".$TORCH"
 for each in $BOUND; do
   [ -d "$each" ] && mkdir -p ".$TORCH/${each##*/}" || touch ".$TORCH/${each##*/}"
   mount --bind "$each" ".$TORCH/${each##*/}"
-done
-for hidden in $HIDDEN; do
-  [ ! -d ".$hidden" ] || mount -t tmpfs -o mode=0755 tmpfs ".$hidden"
 done
 cp "$BASE"/ssh/* run/builder
 exec chroot . /usr/sbin/sshd -D -e -f /run/builder/sshd_config
@@ -98,11 +101,13 @@ class Machine:
 
 
 @contextmanager
-def machine(base: Path, *lower: Path, **environment: str):
-    """Run a machine while the block runs; its root is this machine's with `lower` over it, and its own changes on top."""
+def machine(base: Path, image: Path | None = None, **environment: str):
+    """Run a machine while the block runs, its root being this machine's, or that of one that has ended: its image."""
     require_machine()
     for name in ("upper", "work", "root", "ssh"):
         (base / name).mkdir(parents=True)
+    for path in hidden(base) if image is None else ():
+        hide(path, base / "upper")
     port = free_port()
     for name in ("host_key", "user_key"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(base / "ssh" / name)]
@@ -112,9 +117,8 @@ def machine(base: Path, *lower: Path, **environment: str):
     (base / "ssh" / "sshd_config").write_text(CONFIG.format(port=port, environment=pairs))
     inside = {
         "BASE": str(base),
-        "LOWER": ":".join(map(str, (*lower, "/"))),
+        "IMAGE": str(image or ""),
         "BOUND": " ".join(torch_parts()),
-        "HIDDEN": " ".join(hidden(base)),
         "TORCH": TORCH,
         "PATH": os.environ["PATH"],
     }
@@ -149,10 +153,24 @@ def wait_for(made: Machine) -> None:
     raise RuntimeError(f"the machine does not start: {(made.base / 'sshd.log').read_text()}")
 
 
-def hidden(base: Path) -> list[str]:
-    """Return the folders of this machine that the isolated root must do without: checkout, homes' folders, tests."""
-    homes = [path for path in Path.home().iterdir() if path.is_dir() and path.name != ".cache"]
-    return [str(path) for path in (ROOT, *homes) if not base.is_relative_to(path)]
+def hidden(base: Path) -> list[Path]:
+    """Return what the isolated root must do without, or it might be what makes an image work: checkout and homes."""
+    homes = [path for path in Path.home().iterdir() if path.name != ".cache"]
+    return [path for path in (ROOT, *homes) if not base.is_relative_to(path)]
+
+
+def hide(path: Path, upper: Path) -> None:
+    """Let a folder be empty in an overlay, and a file be gone: nothing of them shines through from below."""
+    for each in reversed(path.parents):
+        inside = upper / each.relative_to("/")
+        inside.mkdir(exist_ok=True)
+        shutil.copystat(each, inside)
+    inside = upper / path.relative_to("/")
+    if path.is_dir():
+        inside.mkdir(mode=0o755)
+        os.setxattr(inside, "trusted.overlay.opaque", b"y")
+    else:
+        os.mknod(inside, stat.S_IFCHR, os.makedev(0, 0))  # how an overlay writes that a file was removed
 
 
 def pip_settings() -> dict[str, str]:

@@ -43,9 +43,10 @@ def main() -> None:
 
 def versions(brought: Path) -> list[str]:
     """Compare what is installed with the locks; a build of torch may add +cpu to its version."""
-    torch = re.findall(r"^(torch)==([^\s;\\]+)", (brought / "torch-cuda.lock").read_text(encoding="utf-8"), re.MULTILINE)
-    lock = torch if os.environ["TORCH_SOURCE"] != "lock" else locked(brought / "torch-cuda.lock")
-    wanted = {**dict(locked(brought / "worker.lock")), **dict(lock)}
+    torch = locked(brought / "torch-cuda.lock")
+    if os.environ["TORCH_SOURCE"] != "lock":
+        torch = {"torch": torch["torch"]}
+    wanted = {**locked(brought / "worker.lock"), **torch}
     found = {name: installed(name) for name in wanted}
     return [
         f"{name} is installed in {found[name]} instead of {version}"
@@ -54,9 +55,12 @@ def versions(brought: Path) -> list[str]:
     ]
 
 
-def locked(path: Path) -> list[tuple[str, str]]:
-    """Return names and versions of a lock."""
-    return re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+def locked(path: Path) -> dict[str, str]:
+    """Return the versions of a lock by name, of the lines that are meant for this Python and system."""
+    from pip._vendor.packaging.markers import Marker
+
+    lines = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?: ; ([^\\]+?))? \\$", path.read_text("utf-8"), re.MULTILINE)
+    return {name: version for name, version, marker in lines if not marker or Marker(marker).evaluate()}
 
 
 def installed(name: str) -> str | None:

@@ -12,5 +12,7 @@ if ! usable python3; then
 fi
 if [ ! -x /opt/transcribe/venv/bin/python ]; then
   python3 -m venv /opt/transcribe/venv
+  # what older Pythons put in is too old for torch, which brings its own
+  /opt/transcribe/venv/bin/python -m pip --disable-pip-version-check --quiet uninstall --yes setuptools 2>/dev/null
 fi
 /opt/transcribe/venv/bin/python --version
