@@ -29,7 +29,7 @@ class Bakery:
     def command(self, *options: str | Path, made_on: Machine | None = None, model: str = "demo") -> list[str]:
         """Return the command line of a bake."""
         words = [sys.executable, "-m", "run_transcription", "bake", "--templates", self.templates, "--region", REGION]
-        words += ["--model", model, "--on-demand", *(made_on.variables() if made_on else []), *options]
+        words += ["--model", model, "--dtype", "float32", "--on-demand", *(made_on.variables() if made_on else []), *options]
         return [str(word) for word in words]
 
     def bake(self, *options: str | Path, made_on: Machine | None = None, **environment: str):

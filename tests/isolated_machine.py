@@ -112,7 +112,8 @@ def machine(base: Path, image: Path | None = None, **environment: str):
     for name in ("host_key", "user_key"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(base / "ssh" / name)]
         subprocess.run(command, check=True)
-    settings = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **pip_settings(), **environment}
+    settings = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "OMP_NUM_THREADS": "1"}
+    settings |= pip_settings() | environment
     pairs = " ".join(f'"{name}={value}"' for name, value in settings.items())
     (base / "ssh" / "sshd_config").write_text(CONFIG.format(port=port, environment=pairs))
     inside = {
