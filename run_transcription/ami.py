@@ -93,7 +93,9 @@ def gc(*, keep: int, hours: float, dry_run: bool, parameter: str, region: str | 
     old = [image for image in images.ours(region)[keep:] if image.id not in used]
     left = fleet_images.leaked_builders(region, datetime.now(UTC).timestamp() - hours * 3600)
     for image in old:
-        click.echo(f"{'would remove' if dry_run else 'removes'} {image.id} {image.name} and {len(image.snapshots)} snapshots")
+        click.echo(
+            f"{'would remove' if dry_run else 'removes'} {image.id} {image.name} and {len(image.snapshots)} snapshots"
+        )
         if not dry_run:
             fleet_images.remove(region, image)
     for instance in left:

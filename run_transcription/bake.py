@@ -166,7 +166,9 @@ def _attempts(wanted: Recipe, packer: Packer, arguments: list[str], variables: V
         display.say(f"baking {variables['ami_name']} on {where}; the log is {log}")
         course = packer_process.build(packer, arguments, _environment(), log, packer_process.Watch(limit, _say_step))
         if course.overtime:
-            raise TranscriptionError(f"the bake was interrupted in {course.step!r} after {wanted.minutes:g} minutes: {log}")
+            raise TranscriptionError(
+                f"the bake was interrupted in {course.step!r} after {wanted.minutes:g} minutes: {log}"
+            )
         if course.status == 0:
             return course
         if not course.lacks_capacity:

@@ -1,4 +1,4 @@
-"""What a bake brings to its builder: the packer/ folder, the worker's wheel and the locks; and the pins of a release."""
+"""What a bake brings to its builder: the packer/ folder, the worker's wheel, the locks; and a release's pins."""
 
 from __future__ import annotations
 

@@ -43,7 +43,6 @@ CAPACITY = re.compile(
 )
 
 
-
 @dataclass(frozen=True, slots=True)
 class Watch:
     """How long a run may take, and who is told of its steps."""
@@ -105,7 +104,9 @@ def find() -> Packer:
     wanted = os.environ.get("PACKER") or "packer"
     path = shutil.which(wanted)
     if path is None:
-        raise TranscriptionError(f"{wanted} is not here: install it (`make tools` on Debian), or set PACKER to its path")
+        raise TranscriptionError(
+            f"{wanted} is not here: install it (`make tools` on Debian), or set PACKER to its path"
+        )
     try:
         asked = subprocess.run(
             [path, "version"],
@@ -139,9 +140,7 @@ def validate(packer: Packer, arguments: Sequence[str], environment: Mapping[str,
             raise TranscriptionError(f"packer {command[0]} fails: {said}")
 
 
-def build(
-    packer: Packer, arguments: Sequence[str], environment: Mapping[str, str], log: Path, watch: Watch
-) -> Course:
+def build(packer: Packer, arguments: Sequence[str], environment: Mapping[str, str], log: Path, watch: Watch) -> Course:
     """Run a build to its end, or for as long as it may; whatever ends it, packer is let remove what it made."""
     command = [packer.path, "build", "-machine-readable", "-color=false", *arguments]
     course = Course(time.monotonic())

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from emulated_ec2 import Account
 from isolated_machine import ROOT, Machine
 
-BASE_NAME = "base-for-tests"
+if TYPE_CHECKING:
+    from emulated_ec2 import Account
+
 REGION = "eu-west-1"
 
 
@@ -29,7 +31,15 @@ class Bakery:
     def command(self, *options: str | Path, made_on: Machine | None = None, model: str = "demo") -> list[str]:
         """Return the command line of a bake."""
         words = [sys.executable, "-m", "run_transcription", "bake", "--templates", self.templates, "--region", REGION]
-        words += ["--model", model, "--dtype", "float32", "--on-demand", *(made_on.variables() if made_on else []), *options]
+        words += [
+            "--model",
+            model,
+            "--dtype",
+            "float32",
+            "--on-demand",
+            *(made_on.variables() if made_on else []),
+            *options,
+        ]
         return [str(word) for word in words]
 
     def bake(self, *options: str | Path, made_on: Machine | None = None, **environment: str):

@@ -95,7 +95,7 @@ def handler(found: Account) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(answer)
 
-        do_GET = do_POST
+        do_GET = do_POST  # noqa: N815 - the name is http.server's
 
         @staticmethod
         def own(status: int, text: str) -> tuple[int, str, bytes]:

@@ -21,16 +21,21 @@ from emulated_ec2 import account
 from fake_hub import COMMIT, served
 from isolated_machine import ROOT, free_port, machine, require_machine
 
-from run_transcription import aws, demo, storage
-from run_transcription.demo.emulator import environment
+from run_transcription import demo, storage
 from run_transcription.results import documents
 from tools import require_tool
 
 TOKEN = "hf_" + "PlantedTokenThatMustNotStay0123456"
-PLANTED = {"HF_TOKEN": TOKEN, "GITHUB_TOKEN": "ghp_" + "p1AnTeD" * 5 + "x", "AWS_SECRET_ACCESS_KEY": "planted-secret-of-aws"}
+PLANTED = {
+    "HF_TOKEN": TOKEN,
+    "GITHUB_TOKEN": "ghp_" + "p1AnTeD" * 5 + "x",
+    "AWS_SECRET_ACCESS_KEY": "planted-secret-of-aws",
+}
 RECORDINGS = Path(demo.__file__).parent / "recordings"
 WORKER = "/opt/transcribe/venv/bin/run-transcription"
-OUTSIDE = [Path(name) for name in ("/opt/transcribe", "/etc/transcribe.env", "/etc/systemd/system/transcribe-worker.service")]
+OUTSIDE = [
+    Path(name) for name in ("/opt/transcribe", "/etc/transcribe.env", "/etc/systemd/system/transcribe-worker.service")
+]
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +57,9 @@ def ec2(ec2_account):
 def baker(tmp_path_factory, ec2_account, ec2) -> Bakery:
     """Copy the templates, with a base image of the account pinned."""
     made = bakery(tmp_path_factory.mktemp("baker"), ec2_account)
-    base = next(image for image in ec2.describe_images(Owners=["amazon"])["Images"] if image["RootDeviceName"] == "/dev/sda1")
+    base = next(
+        image for image in ec2.describe_images(Owners=["amazon"])["Images"] if image["RootDeviceName"] == "/dev/sda1"
+    )
     pin(made.templates, base["ImageId"], base["Name"])
     return made
 
@@ -136,7 +143,10 @@ def test_the_bill_names_everything_with_its_hash(baked, instance):
     assert instance.run(f"sha256sum {bill['state']['path']}").stdout.split()[0] == made["state"]["sha256"]
     assert bill["model"] == {**made["model"], "id": "demo", "licence": "MIT"}
     assert bill["locks"].keys() == {"worker.lock", "torch-cuda.lock"}
-    assert bill["packages"]["transformers"] == re.search(r"transformers==(\S+)", (ROOT / "requirements.lock").read_text())[1]
+    assert (
+        bill["packages"]["transformers"]
+        == re.search(r"transformers==(\S+)", (ROOT / "requirements.lock").read_text())[1]
+    )
     assert bill["loading"].keys() == {"gpu_state", "mmap", "standard"}
     assert instance.run("test -e /opt/transcribe/.setup_complete").returncode == 0
 
@@ -145,7 +155,9 @@ def test_the_image_transcribes(baked, instance):
     """A recording that the bake never saw is transcribed by the command of old, from the state, as its user."""
     shutil.copy(RECORDINGS / "night-watch.ogg", instance.base / "ssh")
     subprocess.run(
-        [*instance.ssh("")[:-1], "cat > /tmp/night-watch.ogg"], input=(RECORDINGS / "night-watch.ogg").read_bytes(), check=True
+        [*instance.ssh("")[:-1], "cat > /tmp/night-watch.ogg"],
+        input=(RECORDINGS / "night-watch.ogg").read_bytes(),
+        check=True,
     )
     done = instance.run(
         "cd /opt/transcribe/run_transcription && HF_HUB_OFFLINE=1 runuser -u transcribe -- "
@@ -162,10 +174,12 @@ def words(text: str) -> list[str]:
 
 
 def test_no_secret_of_the_build_is_in_the_image(baked):
-    """Tokens and keys of the environment in which the bake was started are nowhere: not in the image, not in the log."""
+    """Tokens and keys of the environment in which the bake was started are nowhere, in the image or in the log."""
     made, base, said = baked
     for secret in PLANTED.values():
-        found = subprocess.run(["grep", "-rlF", "-e", secret, base / "upper", made["log"]], capture_output=True, text=True)
+        found = subprocess.run(
+            ["grep", "-rlF", "-e", secret, base / "upper", made["log"]], capture_output=True, text=True, check=False
+        )
         assert found.stdout == ""
         assert secret not in said
 
@@ -175,7 +189,10 @@ def test_units_are_valid_and_enabled(instance):
     units = "/etc/systemd/system/transcribe-prefetch.service /etc/systemd/system/transcribe-worker.service"
     checked = instance.run(f"systemd-analyze verify --man=no --root=/ {units}")
     assert (checked.returncode, [line for line in checked.stderr.splitlines() if "transcribe" in line]) == (0, [])
-    assert instance.run("systemctl --root=/ is-enabled transcribe-prefetch transcribe-worker").stdout.split() == ["enabled"] * 2
+    assert (
+        instance.run("systemctl --root=/ is-enabled transcribe-prefetch transcribe-worker").stdout.split()
+        == ["enabled"] * 2
+    )
     assert instance.run("stat -c %U:%G:%a /etc/transcribe.env").stdout.strip() == "root:transcribe:640"
 
 
@@ -184,7 +201,9 @@ def test_a_boot_ends_with_a_transcript_in_the_bucket(baked, instance, stack, rec
     began = time.monotonic()
     lines = [f"TRANSCRIBE_QUEUE_URL={stack.queue_url}", "TRANSCRIBE_THREADS=1"]
     lines += [f"{name}={os.environ[name]}" for name in os.environ if name.startswith("AWS_")]
-    subprocess.run([*instance.ssh("")[:-1], "cat >> /etc/transcribe.env"], input="\n".join(lines), text=True, check=True)
+    subprocess.run(
+        [*instance.ssh("")[:-1], "cat >> /etc/transcribe.env"], input="\n".join(lines), text=True, check=True
+    )
     storage.upload(RECORDINGS / "night-watch.ogg", f"s3://{stack.bucket}/uploads/night-watch.ogg")
     prefetched = instance.run(as_unit_says("transcribe-prefetch"))
     timeline = {"prefetch": time.monotonic() - began}
@@ -229,7 +248,7 @@ def test_a_second_bake_keeps_packages_and_a_flipped_bit_fails_it(baked, baker, i
         "persist-gpu-state",
         'file=$(echo /opt/transcribe/gpu_state/*/state.safetensors); size=$(stat -c %s "$file"); '
         'byte=$(dd if="$file" bs=1 skip=$((size - 1000)) count=1 status=none | od -An -tu1 | tr -d " "); '
-        "printf \"\\\\x$(printf %x $((byte ^ 1)))\" | "
+        'printf "\\\\x$(printf %x $((byte ^ 1)))" | '
         'dd of="$file" bs=1 seek=$((size - 1000)) conv=notrunc status=none',
     )
     images = len(ec2.describe_images(Owners=["self"])["Images"])
@@ -293,15 +312,17 @@ def test_a_model_is_cached_at_its_revision(instance, tmp_path):
     folder = tiny_whisper.make(tmp_path / "tiny")
     (folder / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model\n")
     with served(folder) as hub:
-        given = f"BROUGHT=/tmp/brought MODEL=example/whisper-tiny MODEL_REVISION={COMMIT} HF_TOKEN= HF_ENDPOINT={hub.endpoint}"
+        given = f"BROUGHT=/tmp/brought MODEL=example/whisper-tiny MODEL_REVISION={COMMIT} HF_ENDPOINT={hub.endpoint}"
         done = instance.run(f"{given} /tmp/brought/provisioners/cache-model.sh")
     assert done.returncode == 0, done.stderr
     facts = json.loads(instance.run("cat /opt/transcribe/models/model.json").stdout)
     assert (facts["id"], facts["revision"], facts["licence"]) == ("example/whisper-tiny", COMMIT, "apache-2.0")
     assert instance.run("ls /opt/transcribe/gpu_state").stdout == ""
-    found = instance.run("HF_HUB_OFFLINE=1 /opt/transcribe/venv/bin/python -c 'from run_transcription import options\n"
+    found = instance.run(
+        "HF_HUB_OFFLINE=1 /opt/transcribe/venv/bin/python -c 'from run_transcription import options\n"
         "from run_transcription.engines import model_folder\nfrom run_transcription.records import ModelSpec\n"
-        "print(model_folder.resolve(ModelSpec(options.default_model())).revision)'")
+        "print(model_folder.resolve(ModelSpec(options.default_model())).revision)'"
+    )
     assert found.stdout.strip() == COMMIT, found.stderr
 
 
@@ -312,17 +333,23 @@ def test_a_failing_script_fails_the_bake(baker, fresh, ec2):
     images = len(ec2.describe_images(Owners=["self"])["Images"])
     done = broken.bake("--no-reuse", made_on=fresh)
     assert done.returncode == 1
-    assert re.search(r"^Error: prepare-builder fails: the disk is on fire; the log is \S+\.log$", done.stderr, re.MULTILINE)
+    assert re.search(
+        r"^Error: prepare-builder fails: the disk is on fire; the log is \S+\.log$", done.stderr, re.MULTILINE
+    )
     assert len(ec2.describe_images(Owners=["self"])["Images"]) == images
     assert leftovers(ec2) == []
 
 
 def test_without_capacity_the_next_type_is_tried(baker, ec2, ec2_account):
     """A type that is not to be had is passed over, and said so; another error is not tried again."""
-    ec2_account.refuse("ec2:RunInstances", "InsufficientInstanceCapacity", "We currently do not have sufficient capacity")
+    ec2_account.refuse(
+        "ec2:RunInstances", "InsufficientInstanceCapacity", "We currently do not have sufficient capacity"
+    )
     ec2_account.refuse("ec2:RunInstances", "UnauthorizedOperation", "You may not")
     before = len(ec2_account.calls)
-    done = baker.bake("--no-reuse", "--instance-type", "m5.xlarge", "--instance-type", "m5a.xlarge", "--zone", f"{REGION}b")
+    done = baker.bake(
+        "--no-reuse", "--instance-type", "m5.xlarge", "--instance-type", "m5a.xlarge", "--zone", f"{REGION}b"
+    )
     calls = [given for action, given in ec2_account.calls[before:] if action == "ec2:RunInstances"]
     assert [call["InstanceType"] for call in calls] == ["m5.xlarge", "m5a.xlarge"]
     assert {call["Placement.AvailabilityZone"] for call in calls} == {f"{REGION}b"}
@@ -336,7 +363,9 @@ def test_without_capacity_the_next_type_is_tried(baker, ec2, ec2_account):
 def test_an_interrupt_leaves_nothing_behind(baker, ec2, number):
     """Ctrl-C, and a stop from outside, end packer in order: instance, security group and key are gone."""
     command = baker.command("--no-reuse", "--var", "ssh_host=127.0.0.1", "--var", f"ssh_port={free_port()}")
-    process = subprocess.Popen(command, env=baker.environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=baker.environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     for line in process.stderr:
         if line.endswith("  connect\n"):
             break
@@ -389,7 +418,11 @@ def test_a_packer_that_does_not_serve_is_named(baker, tmp_path, said, problem):
     [
         ((), "AWS_ACCESS_KEY_ID", "there are no AWS credentials"),
         (("--region", "eu-west-99"), "", "--region eu-west-99: AWS has no region of that name"),
-        (("--model", "openai/whisper-tiny", "--revision", "main"), "", "wants a commit of 40 hex digits, which main is not"),
+        (
+            ("--model", "openai/whisper-tiny", "--revision", "main"),
+            "",
+            "wants a commit of 40 hex digits, which main is not",
+        ),
         (("--var", f"hf_token={TOKEN}"), "", "--var hf_token: set HF_TOKEN instead"),
     ],
 )
@@ -405,20 +438,27 @@ def test_what_can_not_be_baked_is_said_at_once(baker, ec2_account, options, remo
 
 
 def test_a_dry_run_needs_no_credentials():
-    """`make ami DRY_RUN=1`, ./build_ami.sh and the command are one thing: templates are valid, and nothing is called."""
+    """`make ami`, ./build_ami.sh and the command are one thing; the templates are valid, and nothing is called."""
     require_tool("packer")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MAKE"))}
     clean |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
     clean["PATH"] = f"{Path(sys.executable).parent}:{clean['PATH']}"
     clean["AWS_ENDPOINT_URL"] = "http://127.0.0.1:1"  # whoever asked it would fail
     done = subprocess.run(
-        ["./build_ami.sh", "--dry-run"], cwd=ROOT / "run_transcription", env=clean, capture_output=True, text=True, check=False
+        ["./build_ami.sh", "--dry-run"],
+        cwd=ROOT / "run_transcription",
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "templates and variables are valid" in done.stdout
     assert "openai/whisper-large-v3-turbo at 41f01f3fe87f28c78e2fbf8b568835947dd65ed9" in done.stdout
     assert done.stdout.endswith("nothing was done: this was a dry run\n")
-    printed = subprocess.run(["make", "-n", "ami", "DRY_RUN=1"], cwd=ROOT, env=clean, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        ["make", "-n", "ami", "DRY_RUN=1"], cwd=ROOT, env=clean, capture_output=True, text=True, check=True
+    )
     assert ".venv/bin/run-transcription bake --dry-run" in printed.stdout
 
 
@@ -445,5 +485,3 @@ def test_the_policy_is_what_a_bake_calls(baked, ec2_account):
         "ssm:GetParameter",  # a base image that is not pinned
     }
     assert allowed - called <= later
-
-
