@@ -172,7 +172,7 @@ def _attempts(wanted: Recipe, packer: Packer, arguments: list[str], variables: V
         if course.status == 0:
             return course
         if not course.lacks_capacity:
-            raise TranscriptionError(f"{course.failed or course.step} fails: {course.reason()}; the log is {log}")
+            raise TranscriptionError(f"{course.failed} fails: {course.reason()}; the log is {log}")
         display.say(f"there is no {where} to be had: {course.reason()}")
     raise TranscriptionError(f"no type and zone has an instance to give: {course.reason() if course else 'no zone'}")
 

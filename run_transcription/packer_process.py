@@ -165,6 +165,7 @@ def build(packer: Packer, arguments: Sequence[str], environment: Mapping[str, st
             raise
         finally:
             timer.cancel()
+    course.failed = course.failed or course.step
     course.enter("end")
     course.status = process.wait()
     return course

@@ -105,7 +105,8 @@ def handler(found: Account) -> type[BaseHTTPRequestHandler]:
             connection = http.client.HTTPConnection(found.moto, timeout=60)
             connection.request(self.command, self.path, body, dict(self.headers.items()))
             answer = connection.getresponse()
-            content = answer.read()
+            # moto says so of images that it made itself; EC2 says ebs, and packer wants that of its source
+            content = answer.read().replace(b"<rootDeviceType>standard<", b"<rootDeviceType>ebs<")
             connection.close()
             return answer.status, answer.headers.get("Content-Type", "text/xml"), content
 
