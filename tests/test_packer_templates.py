@@ -103,7 +103,7 @@ def test_scripts_pass_shellcheck():
 
 
 def test_the_image_locks_are_part_of_the_lock():
-    """The worker's lock is a part of requirements.lock, with the same hashes; torch's agrees where both have a package."""
+    """The worker's lock is a part of requirements.lock, hashes too; torch's agrees where both have a package."""
     everything, worker = locked(bake_parts.CHECKOUT / "requirements.lock"), locked(PACKER / "worker.lock")
     assert worker.items() <= everything.items()
     torch = locked(PACKER / "torch-cuda.lock")
