@@ -10,12 +10,15 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+BAKE_ARGS ?=
+DRY_RUN ?=
 # programs, each with the Debian package that brings it: shellcheck is for the scripts, espeak-ng speaks for the demo
-# model's training, packer and sshd are for the image
-TOOLS := espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server
+# model's training, packer, sshd and systemd-analyze are for the image
+TOOLS := espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server \
+	systemd-analyze:systemd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check format bench faults summary demo-model-card lock tools clean
+.PHONY: help setup demo ami test lint check format bench faults summary demo-model-card lock tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +27,9 @@ setup: $(STAMP) ## make .venv and install everything; TORCH_INDEX=URL takes torc
 
 demo: setup ## run the main job on an embedded S3 and SQS: no AWS account needed
 	@$(BIN)/run-transcription demo
+
+ami: setup ## bake the machine image; DRY_RUN=1 validates and needs no credentials, BAKE_ARGS="--region eu-west-1" chooses
+	@$(BIN)/run-transcription bake $(if $(DRY_RUN),--dry-run) $(BAKE_ARGS)
 
 test: setup $(if $(filter true,$(CI)),tools) ## run all tests; PYTEST_ARGS="-k audio" chooses
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -58,10 +64,18 @@ summary: setup ## write the tables and pictures of OPTIMIZATION_SUMMARY.md from 
 demo-model-card: setup ## measure the demo model on speech it never heard and write its card (espeak-ng; half an hour)
 	@$(BIN)/python tools/measure_demo_model.py
 
-lock: setup ## resolve the dependencies anew into requirements.lock, without torch and what it brings
-	@printf 'torch\ntorchaudio\n' > torch.tmp; $(BIN)/uv --no-config pip compile --universal --python-version 3.11 --generate-hashes \
-		--upgrade --extra dev --no-header --no-annotate --quiet --excludes torch.tmp \
-		--no-emit-package run-transcription --output-file requirements.lock pyproject.toml; \
+COMPILE := $(BIN)/uv --no-config pip compile --generate-hashes --no-header --no-annotate --quiet
+IMAGE := --python-version 3.12 --python-platform x86_64-manylinux_2_28
+
+# three locks: everything for people; of it what the worker needs, for the image; torch with its CUDA, for the image
+lock: setup ## resolve the dependencies anew into requirements.lock, without torch and what it brings, and the image's
+	@printf 'torch\ntorchaudio\n' > torch.tmp; \
+	$(COMPILE) --universal --python-version 3.11 --upgrade --extra dev --excludes torch.tmp \
+		--no-emit-package run-transcription --output-file requirements.lock pyproject.toml && \
+	$(COMPILE) --universal --python-version 3.11 --upgrade --excludes torch.tmp --constraints requirements.lock \
+		--output-file packer/worker.lock pyproject.toml && \
+	echo '$(TORCH)' | $(COMPILE) $(IMAGE) --upgrade --constraints requirements.lock --constraints packer/worker.lock \
+		--output-file torch.tmp - && mv torch.tmp packer/torch-cuda.lock; \
 	status=$$?; rm -f torch.tmp; exit $$status
 
 tools: ## install the programs of the system that tests and tools call (Debian, Ubuntu)

@@ -19,6 +19,8 @@ COMMANDS = (
     ("preload", "run_transcription.gpu_memory_persist:main", "Make the state of a model, which loads faster."),
     ("load", "run_transcription.optimized_loader:main", "Try every way to load the model."),
     ("prefetch", "run_transcription.prefetch:prefetch", "Read the state into the page cache, as at boot."),
+    ("bake", "run_transcription.bake:bake", "Make the machine image that workers start from, and prove it."),
+    ("ami", "run_transcription.ami:ami", "Publish, list and remove machine images."),
     ("doctor", "run_transcription.doctor:doctor", "Say what is installed here, and how the model would be loaded."),
     ("schema", "run_transcription.doctor:schema", "Print the JSON Schema of results."),
 )

@@ -1,0 +1,8 @@
+#!/bin/bash
+# Compile what the worker may import: its user can't write beside the sources, and a first start has no time for it.
+set -euo pipefail
+
+packages=$(/opt/transcribe/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+# -q -q: some packages carry files for other versions of Python, which nobody imports
+/opt/transcribe/venv/bin/python -m compileall -q -q -j 0 -x '/(tests?|testing)/' "$packages" || true
+[ -n "$(find "$packages/run_transcription/__pycache__" -name 'worker.*.pyc')" ]

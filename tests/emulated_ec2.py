@@ -1,0 +1,133 @@
+"""EC2 and parameters on this machine alone: moto as a child process, behind a proxy that keeps a list of the calls.
+
+The proxy can give one answer of its own: some failures of EC2 can't be had from an emulator.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from isolated_machine import free_port
+
+ERROR = (
+    "<?xml version='1.0'?><Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors>"
+    "<RequestID>1</RequestID></Response>"
+)
+
+
+@dataclass
+class Account:
+    """An account whose calls are watched: `answers` gives an action's next answers, before moto is asked."""
+
+    endpoint: str
+    moto: str
+    calls: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    answers: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+
+    def refuse(self, action: str, code: str, message: str) -> None:
+        """Let the next call of an action fail."""
+        self.answers.setdefault(action, []).append((400, ERROR.format(code=code, message=message)))
+
+    def actions(self) -> set[str]:
+        """Return the names of all calls so far, as policies spell them."""
+        return {action for action, _ in self.calls}
+
+
+def action_of(headers, body: bytes) -> tuple[str, dict[str, str]]:
+    """Return service and action of a call, as a policy names it, and its parameters."""
+    service = headers.get("Authorization", "").partition("/aws4_request")[0].rpartition("/")[2]
+    if target := headers.get("X-Amz-Target"):
+        return f"{service}:{target.rpartition('.')[2]}", {}
+    given = {name: values[0] for name, values in parse_qs(body.decode(errors="replace")).items()}
+    return f"{service}:{given.get('Action', '')}", given
+
+
+@contextmanager
+def account(folder: Path):
+    """Run EC2 and parameters while the block runs; give the account."""
+    port = free_port()
+    environment = os.environ | {"MOTO_PORT": str(port)}
+    with (folder / "moto.log").open("wb") as log:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        moto = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    found = Account("", f"127.0.0.1:{port}")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(found))
+    server.daemon_threads = True
+    found.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        wait_for(moto, port)
+        yield found
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        moto.kill()
+        moto.wait()
+
+
+def handler(found: Account) -> type[BaseHTTPRequestHandler]:
+    """Return what answers a call: the account's own answer, else moto's."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            action, given = action_of(self.headers, body)
+            found.calls.append((action, given))
+            waiting = found.answers.get(action)
+            status, kind, answer = self.own(*waiting.pop(0)) if waiting else self.motos(body)
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_POST  # noqa: N815 - the name is http.server's
+
+        @staticmethod
+        def own(status: int, text: str) -> tuple[int, str, bytes]:
+            return status, "text/xml" if text.startswith("<") else "application/x-amz-json-1.1", text.encode()
+
+        def motos(self, body: bytes) -> tuple[int, str, bytes]:
+            connection = http.client.HTTPConnection(found.moto, timeout=60)
+            connection.request(self.command, self.path, body, dict(self.headers.items()))
+            answer = connection.getresponse()
+            # moto says so of images that it made itself; EC2 says ebs, and packer wants that of its source
+            content = answer.read().replace(b"<rootDeviceType>standard<", b"<rootDeviceType>ebs<")
+            connection.close()
+            return answer.status, answer.headers.get("Content-Type", "text/xml"), content
+
+        def log_message(self, format, *args):  # noqa: A002 - the name is http.server's
+            pass
+
+    return Handler
+
+
+def wait_for(moto: subprocess.Popen, port: int) -> None:
+    """Wait until moto answers."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and moto.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        try:
+            connection.request("GET", "/moto-api/")
+            connection.getresponse()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+        finally:
+            connection.close()
+    raise RuntimeError("moto does not start")

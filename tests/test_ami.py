@@ -1,0 +1,179 @@
+"""What becomes of images: published, rolled back, listed and removed, on an emulated EC2."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+
+import boto3
+import pytest
+from click.testing import CliRunner
+from emulated_ec2 import account
+
+from run_transcription import smoke
+from run_transcription.ami import ami
+from run_transcription.demo.emulator import environment
+
+REGION = "eu-west-3"
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def aws_account(tmp_path_factory):
+    """Run EC2 and parameters for this file."""
+    with account(tmp_path_factory.mktemp("account")) as found:
+        yield found
+
+
+@pytest.fixture
+def region(aws_account, monkeypatch):
+    """Let this process use the account, in a region that no other test uses."""
+    regions = (
+        "eu-west-1",
+        "eu-west-2",
+        "eu-west-3",
+        "us-east-1",
+        "us-east-2",
+        "us-west-1",
+        "us-west-2",
+        "eu-central-1",
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_CONFIG_FILE": os.devnull}
+    with environment(kept | keys | {"AWS_ENDPOINT_URL": aws_account.endpoint, "NO_PROXY": "127.0.0.1"}):
+        yield regions[next(numbers)]
+
+
+@pytest.fixture
+def ec2(region):
+    """Call EC2 in the test's region."""
+    return boto3.client("ec2", region_name=region)
+
+
+def make_images(ec2, count: int) -> list[str]:
+    """Make images as a bake leaves them, the oldest first."""
+    base = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+    instance = ec2.run_instances(ImageId=base, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
+    made = [ec2.create_image(InstanceId=instance, Name=f"transcribe-{number}")["ImageId"] for number in range(count)]
+    ec2.create_tags(Resources=made, Tags=[{"Key": "transcribe:role", "Value": "image"}])
+    ec2.terminate_instances(InstanceIds=[instance])
+    return made
+
+
+def images_of(ec2) -> set[str]:
+    """Return the ids of all images of the account."""
+    return {image["ImageId"] for image in ec2.describe_images(Owners=["self"])["Images"]}
+
+
+def run(region: str, *words: str):
+    """Run a command of the group."""
+    return CliRunner().invoke(ami, [*words, "--region", region])
+
+
+def console(aws_account, text: str) -> None:
+    """Let the next instance that is asked say a line on its console."""
+    output = base64.b64encode(text.encode()).decode()
+    answer = (
+        f"<GetConsoleOutputResponse><instanceId>i-1</instanceId><output>{output}</output></GetConsoleOutputResponse>"
+    )
+    aws_account.answers.setdefault("ec2:GetConsoleOutput", []).append((200, answer))
+
+
+def parameter(region: str, name: str) -> str:
+    """Return what a parameter names."""
+    return boto3.client("ssm", region_name=region).get_parameter(Name=name)["Parameter"]["Value"]
+
+
+def running(ec2) -> list[str]:
+    """Return the instances that were not ended."""
+    groups = [each for found in ec2.describe_instances()["Reservations"] for each in found["Instances"]]
+    return [each["InstanceId"] for each in groups if each["State"]["Name"] not in ("terminated", "shutting-down")]
+
+
+def test_an_image_is_published_after_its_smoke_test(region, ec2, aws_account):
+    """An instance of it says that all is well, and only then new instances start from it; the instance is ended."""
+    first, second = make_images(ec2, 2)
+    for image in (first, second):
+        console(aws_account, f"cloud-init done\n{smoke.PASSED}\n")
+        done = run(region, "publish", image)
+        assert done.exit_code == 0, done.output
+        assert parameter(region, "/transcribe/ami/latest") == image
+    assert running(ec2) == []
+    assert run(region, "publish", "--rollback").output == f"/transcribe/ami/latest is {first} again\n"
+    assert parameter(region, "/transcribe/ami/latest") == first
+
+
+def test_an_image_that_fails_its_smoke_test_is_no_more_than_a_candidate(region, ec2, aws_account):
+    """`latest` stays what it was, and the instance is ended."""
+    good, bad = make_images(ec2, 2)
+    console(aws_account, smoke.PASSED)
+    run(region, "publish", good)
+    console(aws_account, smoke.FAILED)
+    done = run(region, "publish", bad)
+    assert done.exit_code == 1
+    assert f"{bad} fails its smoke test" in done.output
+    assert parameter(region, "/transcribe/ami/candidate") == bad
+    assert parameter(region, "/transcribe/ami/latest") == good
+    assert running(ec2) == []
+
+
+def test_there_is_no_way_back_from_the_first(region, ec2, aws_account):
+    """What never named another image can't be rolled back, and that is said."""
+    (only,) = make_images(ec2, 1)
+    console(aws_account, smoke.PASSED)
+    run(region, "publish", only)
+    done = run(region, "publish", "--rollback")
+    assert (done.exit_code, "has never named another image" in done.output) == (1, True)
+
+
+def test_what_is_used_is_never_removed(region, ec2, aws_account):
+    """An image of a launch template, of a parameter or its last value, or of an instance stays; others go."""
+    template, resolved, before, latest, instance, old, newest = make_images(ec2, 7)
+    for image in (before, latest):
+        console(aws_account, smoke.PASSED)
+        run(region, "publish", image)
+    boto3.client("ssm", region_name=region).put_parameter(Name="/other/ami", Value=resolved, Type="String")
+    ec2.create_launch_template(LaunchTemplateName="one", LaunchTemplateData={"ImageId": template})
+    ec2.create_launch_template(LaunchTemplateName="two", LaunchTemplateData={"ImageId": "resolve:ssm:/other/ami"})
+    ec2.run_instances(ImageId=instance, MinCount=1, MaxCount=1)
+    listed = run(region, "list").output
+    assert "launch template one 1" in next(line for line in listed.splitlines() if template in line)
+    snapshots = snapshots_of(ec2, old)
+    planned = run(region, "gc", "--keep", "0", "--dry-run")
+    assert planned.exit_code == 0, planned.output
+    assert images_of(ec2) == {template, resolved, before, latest, instance, old, newest}
+    done = run(region, "gc", "--keep", "0")
+    assert done.output == planned.output.replace("would remove", "removes")
+    assert images_of(ec2) == {template, resolved, before, latest, instance}
+    left = {each["SnapshotId"] for each in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
+    assert snapshots
+    assert not snapshots & left
+
+
+def snapshots_of(ec2, image: str) -> set[str]:
+    """Return the snapshots that an image is made of."""
+    (found,) = ec2.describe_images(ImageIds=[image])["Images"]
+    return {mapping["Ebs"]["SnapshotId"] for mapping in found["BlockDeviceMappings"] if "Ebs" in mapping}
+
+
+def test_the_newest_images_stay(region, ec2):
+    """So many as --keep says are left alone, whether anybody uses them or not."""
+    made = make_images(ec2, 4)
+    assert run(region, "gc", "--keep", "4").output == "nothing to remove\n"
+    assert images_of(ec2) == set(made)
+
+
+def test_a_builder_that_was_left_behind_is_ended(region, ec2):
+    """An instance with a builder's tag that is too old for a bake is ended, another one is not."""
+    base = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": "transcribe:role", "Value": "builder"}]}]
+    builder = ec2.run_instances(ImageId=base, MinCount=1, MaxCount=1, TagSpecifications=tags)["Instances"][0][
+        "InstanceId"
+    ]
+    other = ec2.run_instances(ImageId=base, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
+    assert run(region, "gc").output == "nothing to remove\n"
+    assert run(region, "gc", "--hours", "0", "--dry-run").output == f"would end the builder {builder}, left behind\n"
+    assert set(running(ec2)) == {builder, other}
+    run(region, "gc", "--hours", "0")
+    assert running(ec2) == [other]
