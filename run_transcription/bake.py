@@ -52,19 +52,18 @@ class Report:
 @click.option("--name", show_default="version, commit and time", help="Of the image.")
 @click.option("--reuse/--no-reuse", default=True, help="Start from an image of ours that has the same packages.")
 @click.option("--minutes", type=click.FloatRange(min=0.01), default=60.0, help="Then the build is interrupted.")
-@click.option("--var", multiple=True, metavar="NAME=VALUE", allow_from_autoenv=False, help="Of variables.pkr.hcl.")
+@click.option("--var", multiple=True, metavar="NAME=VALUE", help="Of variables.pkr.hcl.")
 @click.option(
     "--templates",
     type=click.Path(path_type=Path),
     default=bake_parts.CHECKOUT / "packer",
     show_default="packer/ of the checkout",
-    allow_from_autoenv=False,
     help="Folder with the templates.",
 )
 @click.option("--pin-base", is_flag=True, help="Write the newest base image into the release's variables; no bake.")
 @click.option("--dry-run", is_flag=True, help="Validate everything and say what would be done; needs no credentials.")
 def bake(*, pin_base: bool, dry_run: bool, **given: Any) -> None:
-    """Bake the machine image that workers start from.
+    """Make the machine image that workers start from, and prove it.
 
     The image is made only after it has loaded the model by every strategy, transcribed a recording, and been searched
     for secrets. Prints JSON: the image's id, the seconds of each step, size and hash of the state. A token for a gated
