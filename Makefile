@@ -14,8 +14,7 @@ BAKE_ARGS ?=
 DRY_RUN ?=
 # programs, each with the Debian package that brings it: shellcheck is for the scripts, espeak-ng speaks for the demo
 # model's training, packer, sshd and systemd-analyze are for the image
-TOOLS := espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server \
-	systemd-analyze:systemd
+TOOLS := espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server systemd-analyze:systemd
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo ami test lint check format bench faults summary demo-model-card lock tools clean

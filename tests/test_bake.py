@@ -269,7 +269,7 @@ def test_a_second_bake_keeps_packages_and_a_flipped_bit_fails_it(baked, baker, i
     ("line", "problem"),
     [
         (f"echo {TOKEN} >/opt/transcribe/cache/note", "/opt/transcribe/cache/note holds a secret"),
-        ("echo ls >~root/.bash_history", ".bash_history belongs to the builder"),
+        ("echo ls >~/.bash_history", "/.bash_history belongs to the builder"),
         ("head -c 70000 /dev/zero >/var/log/build.log", "/var/log/build.log was not emptied"),
         ("export MINIMUM_FREE_GIGABYTES=1000000", "GB of disk are free instead of 1e+06"),
         ("rm -rf /opt/transcribe/venv/lib/python3*/site-packages/av-*.dist-info", "av is installed in None"),
