@@ -15,9 +15,9 @@ import common
 
 sys.path.insert(0, str(common.ROOT / "tests"))
 
-from faults.run import CORRUPT, POISON, Counts, Plan, run  # noqa: E402
+from faults.run import CORRUPT, POISON, Counts, Plan, run
 
-from run_transcription.demo.emulator import emulated  # noqa: E402
+from run_transcription.demo.emulator import emulated
 
 QUICK = Plan(recordings=40, strikes=6)
 
