@@ -91,7 +91,7 @@ def backfill(  # noqa: PLR0913 - one parameter for each option
     with _stoppable() as stop:
         progress = send_all(pages, Run(stack, address, outstanding, stop), progress)
     storage.remove(address)
-    click.echo(f"{progress.sent} sent, {progress.passed} passed over: they have their result")
+    click.echo(f"{progress.sent} sent, {progress.passed} passed over, which have a result or a failure")
 
 
 def kept(address: str) -> Progress:

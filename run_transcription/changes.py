@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ from run_transcription import aws, stacks
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 TEMPLATE = Path(__file__).parent / "stack.yaml"  # a link to infra/ in a checkout, the file itself in a wheel
-LOOK_SECONDS = 2.0  # between two looks at the events
+PAUSES = (0.2, 0.5, 1.0)  # seconds between looks at what CloudFormation does; then the last one for ever
+BUCKET_NAME = 'BucketName: !Sub "${AWS::StackName}-${AWS::AccountId}-${AWS::Region}"'
 NOTHING = ("didn't contain changes", "No updates are to be performed")
 CANCELLED = "Resource creation cancelled"  # what CloudFormation says of those beside the one that failed
 REMOVABLE = frozenset({"ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED"})
@@ -64,7 +66,7 @@ def prepare(name: str, region: str, given: Mapping[str, str]) -> ChangeSet:
         raise TranscriptionError(f"the stack {name} is {status}: run-transcription destroy removes it")
     if status.endswith("_IN_PROGRESS") and not creates:
         raise TranscriptionError(f"the stack {name} is being changed ({status}): wait for that")
-    client, body = aws.client("cloudformation", region), TEMPLATE.read_text(encoding="utf-8")
+    client = aws.client("cloudformation", region)
     known = defaults(region).keys()
     with aws.plainly(f"prepare the stack {name}"):
         if unknown := given.keys() - known:
@@ -76,7 +78,7 @@ def prepare(name: str, region: str, given: Mapping[str, str]) -> ChangeSet:
             StackName=name,
             ChangeSetName=f"c-{uuid.uuid4()}",
             ChangeSetType="CREATE" if creates else "UPDATE",
-            TemplateBody=body,
+            TemplateBody=_body(name, region),
             Capabilities=["CAPABILITY_IAM"],
             Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()]
             + [{"ParameterKey": key, "UsePreviousValue": True} for key in sorted(kept)],
@@ -114,7 +116,8 @@ def carry_out(changes: ChangeSet, say: Callable[[Event], None]) -> None:
     wanted = "CREATE_COMPLETE" if changes.creates else "UPDATE_COMPLETE"
     status, reason = _follow(client, changes.stack_id, seen, say)
     if status != wanted:
-        raise TranscriptionError(f"the stack {changes.stack} is {status}: {reason or 'CloudFormation says no reason'}")
+        now = "nothing of it is left" if status == "DELETE_COMPLETE" else f"the stack is {status}"
+        raise TranscriptionError(f"cannot change the stack {changes.stack}: {reason or 'for no stated reason'} ({now})")
 
 
 def remove(name: str, region: str, say: Callable[[Event], None]) -> None:
@@ -128,11 +131,24 @@ def remove(name: str, region: str, say: Callable[[Event], None]) -> None:
         client.delete_stack(StackName=found["StackId"])
     status, reason = _follow(client, found["StackId"], seen, say)
     if status != "DELETE_COMPLETE":
-        raise TranscriptionError(f"the stack {name} is {status}: {reason or 'CloudFormation says no reason'}")
+        raise TranscriptionError(f"the stack {name} is {status}: {reason or 'for no stated reason'}")
+
+
+def _body(name: str, region: str) -> str:
+    """Return the template with the bucket's name written out: only so does CloudFormation find one that is there."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    account = aws.client("sts", region).get_caller_identity()["Account"]
+    if BUCKET_NAME not in text:
+        raise TranscriptionError(f"{TEMPLATE} has another bucket name than {BUCKET_NAME}")
+    return text.replace(BUCKET_NAME, f"BucketName: {name}-{account}-{region}")
+
+
+def _pauses() -> Iterator[float]:
+    return chain(PAUSES, repeat(PAUSES[-1]))
 
 
 def _rows(client: Any, name: str, change_set: str) -> tuple[Row, ...]:
-    while True:
+    for pause in _pauses():
         found = client.describe_change_set(ChangeSetName=change_set)
         if found["Status"] == "CREATE_COMPLETE":
             break
@@ -142,7 +158,7 @@ def _rows(client: Any, name: str, change_set: str) -> tuple[Row, ...]:
             if any(each in reason for each in NOTHING):
                 return ()
             raise TranscriptionError(f"cannot prepare the stack {name}: {reason}")
-        time.sleep(LOOK_SECONDS / 4)
+        time.sleep(pause)
     pages = client.get_paginator("describe_change_set").paginate(ChangeSetName=change_set)
     changes = [each["ResourceChange"] for page in pages for each in page["Changes"]]
     return tuple(
@@ -154,7 +170,7 @@ def _rows(client: Any, name: str, change_set: str) -> tuple[Row, ...]:
 def _follow(client: Any, stack_id: str, seen: set[str], say: Callable[[Event], None]) -> tuple[str, str]:
     """Tell each new event until the stack rests; return its status, and why the first resource failed."""
     reason = ""
-    while True:
+    for pause in _pauses():
         with aws.plainly("follow the stack"):
             status = client.describe_stacks(StackName=stack_id)["Stacks"][0]["StackStatus"]
         for each in reversed(_events(client, stack_id)):
@@ -167,8 +183,9 @@ def _follow(client: Any, stack_id: str, seen: set[str], say: Callable[[Event], N
             if event.status.endswith("FAILED") and not reason and CANCELLED not in why:
                 reason = f"{event.resource}: {why}"
         if not status.endswith("_IN_PROGRESS"):
-            return status, reason
-        time.sleep(LOOK_SECONDS)
+            break
+        time.sleep(pause)
+    return status, reason
 
 
 def _events(client: Any, stack_id: str) -> list[Any]:
