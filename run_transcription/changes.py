@@ -185,7 +185,14 @@ def _follow(client: Any, stack_id: str, seen: set[str], say: Callable[[Event], N
         if not status.endswith("_IN_PROGRESS"):
             break
         time.sleep(pause)
-    return status, reason
+    return status, (_invalid(client, stack_id) or reason) if "DescribeEvents" in reason else reason
+
+
+def _invalid(client: Any, stack_id: str) -> str:
+    """Return what CloudFormation found wrong before it began, which its other events only allude to."""
+    with aws.plainly("read the stack's events"):
+        found = client.describe_events(StackName=stack_id, Filters={"FailedEvents": True})["OperationEvents"]
+    return next((str(each["ValidationStatusReason"]) for each in found if each.get("ValidationStatusReason")), "")
 
 
 def _events(client: Any, stack_id: str) -> list[Any]:

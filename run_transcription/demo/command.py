@@ -61,8 +61,8 @@ class Sample:
 def demo(model: str, folder: Path) -> None:
     """Run the main job on an embedded S3 and SQS.
 
-    That is deployment, upload, event, queue, worker, transcript. Prints each transcript, its word error rate and its timing. The
-    exit status is 0 only if every transcript equals its reference. Whatever it starts ends with it.
+    That is deployment, upload, event, queue, worker, transcript. Prints each transcript, its word error rate and its
+    timing. The exit status is 0 only if every transcript equals its reference. Whatever it starts ends with it.
     """
     began = time.monotonic()
     samples = samples_in(folder)
