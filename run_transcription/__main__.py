@@ -32,6 +32,11 @@ COMMANDS = (
         "run_transcription.backfill:backfill",
         "Have everything transcribed that lies in a bucket already.",
     ),
+    (
+        "batch-array",
+        "run_transcription.batch_array:batch_array",
+        "Start SIZE workers on AWS Batch, which end when the backfill queue is empty.",
+    ),
     ("dlq", "run_transcription.dead_letters:dlq", "Look after messages that nobody could work on."),
     ("logs", "run_transcription.worker_logs:logs", "Show what the workers have logged."),
     ("doctor", "run_transcription.doctor:doctor", "Say what is installed here, and how the model would be loaded."),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE = 1000
+ADDRESS = re.compile(r"s3://[^/]+/.+")
 THREADS = 16  # that ask S3 for single recordings; aws.py's clients have 20 connections
 DONE = (
     ("results/", re.compile(r"(.+)/[0-9a-f]{16}/transcript\.json", re.DOTALL)),
@@ -54,7 +55,7 @@ def in_manifest(path: Path, after: str) -> Iterator[Page]:
             wanted = ((at, line) for at, line in lines if at > done and line)
             while chosen := tuple(islice(wanted, PAGE)):
                 for at, line in chosen:
-                    if not storage.is_s3(line) or not all(storage.split(line)):
+                    if not ADDRESS.fullmatch(line):
                         raise TranscriptionError(f"{path}, line {at}: {line[:200]!r} is no s3://bucket/key")
                 yield Page(tuple(line for _, line in chosen), tuple(str(at) for at, _ in chosen), listed=False)
     except (OSError, UnicodeDecodeError) as error:

@@ -1,33 +1,28 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import boto3
 import permissions
 import pytest
 import tiny_whisper
-from botocore.stub import Stubber
 from click.testing import CliRunner
+from emulated_group import IMAGE, WANTED, a_group, answering
 from fakes import tone
-from moto import mock_aws
 from permissions import Call, Grant
 
 from run_transcription import __main__ as program
-from run_transcription import aws, changes, ec2, fleet, fleet_report, journal, preflight, stacks, status, storage
-from run_transcription.demo.emulator import clean_environment, environment
+from run_transcription import aws, changes, deploy, ec2, fleet_report, preflight, sources, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 ROOT = Path(__file__).parents[1]
 NAME = permissions.GROUP
 BUCKET = f"{NAME}-{permissions.ACCOUNT}-{permissions.REGION}"
-IMAGE = "/transcribe/ami/latest"
 # what is granted to programs that are not ours, and what no emulator makes us call
 OTHERS = {
+    ("TellAbsentFromForbiddenElsewhere", "s3:ListBucket"),  # not called: S3 asks for it when a key is not there
     ("WriteLog", "logs:CreateLogStream"),  # the CloudWatch agent
     ("WriteLog", "logs:DescribeLogStreams"),
     ("WriteLog", "logs:PutLogEvents"),
@@ -106,20 +101,25 @@ def life(emulator, patched, tmp_path_factory):  # noqa: PLR0915 - a life is long
     names = {each["OutputKey"]: each["OutputValue"] for each in outputs}
     found.policies = {who: document_of(names[key]) for who, key in POLICIES.items()}
     talk, poison = tone(folder / "talk.wav", 1), json.dumps({"what": "is this"})
-    aws.s3().put_object(Bucket="calls", Key="in/call.wav", Body=talk.read_bytes())
     aws.s3().put_object(Bucket="calls", Key="old/call.wav", Body=talk.read_bytes())
+    aws.s3().put_bucket_versioning(Bucket="calls", VersioningConfiguration={"Status": "Enabled"})
+    aws.s3().put_object(Bucket="calls", Key="in/call.wav", Body=talk.read_bytes())
     for body in (poison, poison):
         aws.sqs().send_message(QueueUrl=stack.live_url, MessageBody=body)
     patched.setenv("TRANSCRIBE_BUCKET", BUCKET)
     with permissions.recorded(patched) as found.calls["operator"]:
         run("submit", talk)
         run("backfill", "s3://calls/old/")
+        run("backfill", f"s3://{BUCKET}/uploads/")
+    later = '{"bucket": "calls", "key": "in/later.wav"}'
+    aws.sqs().send_message(QueueUrl=stack.backfill_url, MessageBody=later)
     patched.setenv("TRANSCRIBE_BUCKET", f"{BUCKET} calls")
     model = tiny_whisper.make(folder / "tiny")
-    with permissions.recorded(patched) as found.calls["worker"]:
+    with permissions.recorded(patched) as calls:
         arguments = ("--queue-url", stack.live_url, "--backfill-url", stack.backfill_url, "-o", f"s3://{BUCKET}")
+        sources.SqsSource(stack.backfill_url).receive().release()  # as a worker does that is told to stop
         run("worker", "--once", *arguments, "--model", model, "--save-seconds", 0, "--notify-topic", topic)
-        found.calls["worker"] |= calls_of_an_instance(patched)
+    found.calls["worker"] = calls | calls_of_an_instance(patched)
     patched.setenv("TRANSCRIBE_BUCKET", BUCKET)
     with permissions.recorded(patched) as calls:
         found.said["results"] = run("results", "uploads/talk.wav").output
@@ -171,37 +171,6 @@ def calls_of_an_instance(patched):
             here.out_of_service()
             assert here.end(smaller=True)
         return set(calls)
-
-
-@contextmanager
-def a_group():
-    """Run a group of two instances in moto; give the first one's id and the stack that it belongs to."""
-    variables = clean_environment() | {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": permissions.REGION,
-    }
-    with environment(variables), mock_aws():
-        client, images = boto3.client("autoscaling"), boto3.client("ec2")
-        image = images.describe_images()["Images"][0]["ImageId"]
-        boto3.client("ssm").put_parameter(Name=IMAGE, Value=image, Type="String")
-        client.create_launch_configuration(LaunchConfigurationName="l", ImageId=image, InstanceType="g5.xlarge")
-        client.create_auto_scaling_group(
-            AutoScalingGroupName=NAME,
-            LaunchConfigurationName="l",
-            MinSize=0,
-            MaxSize=2,
-            DesiredCapacity=2,
-            AvailabilityZones=["us-east-1a"],
-            NewInstancesProtectedFromScaleIn=True,
-        )
-        urls = [boto3.client("sqs").create_queue(QueueName=name)["QueueUrl"] for name in ("live", "more", "dead")]
-        group = client.describe_auto_scaling_groups()["AutoScalingGroups"][0]
-        live, more, dead = urls
-        stack = stacks.Stack(
-            NAME, permissions.REGION, "id", "CREATE_COMPLETE", BUCKET, live, "", more, dead, "log", NAME, IMAGE, ()
-        )
-        yield group["Instances"][0]["InstanceId"], stack
 
 
 def test_a_rehearsal_shows_all_and_leaves_nothing(life):
@@ -270,14 +239,12 @@ def calls(life, patched):
     """Return all calls by who makes them, with those that only a fleet needs."""
     found = {who: set(made) for who, made in life.calls.items()}
     with a_group() as (_, stack):
-        with permissions.recorded(patched) as made, stubbed_prices(patched):
+        with permissions.recorded(patched) as made, answering(patched):
             fleet_report.make(stack, datetime.now(UTC))
-        found["operator"] |= made
-        with permissions.recorded(patched) as made, stubbed_prices(patched), stubbed_quotas(patched, 64):
+        found["operator"] |= {call for call in made if not call.action.startswith("sqs:")}  # other names in moto
+        with permissions.recorded(patched) as made, answering(patched):
             preflight.run(WANTED)
             preflight.run(replace(WANTED, vpc_id="vpc-1", subnet_ids=("subnet-1",)))
-            from run_transcription import deploy
-
             deploy._keep_zones_as_they_are(stack)
             deploy._let_instances_go(stack)
         found["deployer"] |= made
@@ -333,143 +300,3 @@ def test_an_unknown_parameter_is_named_with_those_there_are(emulator):
     with pytest.raises(TranscriptionError, match="has no parameter MaxWorker, but AttachedBuckets"):
         changes.prepare("typo", permissions.REGION, {"MaxWorker": "1"})
     assert stacks.describe("typo", permissions.REGION) is None
-
-
-WANTED = preflight.Wanted(NAME, permissions.REGION, 10, 20, IMAGE, "", ())
-PRICE = {"terms": {"OnDemand": {"t": {"priceDimensions": {"d": {"pricePerUnit": {"USD": "1.0000000000"}}}}}}}
-
-
-@contextmanager
-def stubbed(patched, service, operation, answer):
-    """Let one service, which no emulator has, answer always the same."""
-    client = boto3.client(service, region_name=permissions.REGION)
-    before = aws.client
-
-    def of(wanted, region=None):
-        if wanted != service:
-            return before(wanted, region)
-        recording = before(wanted, region)  # so that its calls are recorded like all others
-        recording.meta.events.register(
-            f"before-call.{service}.{operation}",
-            lambda **_: (_Answer(), answer),
-        )
-        return recording
-
-    with patched.context() as inner:
-        inner.setattr(aws, "client", of)
-        yield client
-
-
-class _Answer:
-    status_code = 200
-
-
-def stubbed_prices(patched):
-    return stubbed(patched, "pricing", "GetProducts", {"PriceList": [json.dumps(PRICE)], "ResponseMetadata": {}})
-
-
-def stubbed_quotas(patched, vcpus):
-    answer = {"Quota": {"Value": float(vcpus)}, "ResponseMetadata": {}}
-    return stubbed(patched, "service-quotas", "GetServiceQuota", answer)
-
-
-@pytest.fixture
-def account(monkeypatch):
-    """Be in an account of moto's with a published image, prices and a quota of 64 vCPUs."""
-    with a_group() as (_, stack), stubbed_prices(monkeypatch), stubbed_quotas(monkeypatch, 64):
-        yield stack
-
-
-def table(**changed):
-    """Return the checks by name."""
-    return {check.name: check for check in preflight.run(replace(WANTED, **changed))}
-
-
-def test_a_ready_account_passes_every_check(account):
-    """All lines are ok, and the last one says what an hour costs at full size."""
-    checks = table()
-    assert all(check.ok for name, check in checks.items() if name != "price")
-    assert checks["quota on demand"].text == "64 vCPUs of G and VT instances on demand, 2 instances need 8 at least"
-    assert "2 of" in checks["instance types"].text or " of 8 in us-east-1a" in checks["instance types"].text
-
-
-def test_a_small_quota_says_what_to_ask_for(account, monkeypatch):
-    """New accounts have none: the quota's code and the size that would fit are named."""
-    with stubbed_quotas(monkeypatch, 16):
-        check = table()["quota of spot"]
-    assert not check.ok
-    assert "lower MaxWorkers to 5" in check.text
-    assert preflight.SPOT_QUOTA in check.text
-
-
-def test_an_absent_image_says_how_to_make_one(account):
-    """Nothing can start without it."""
-    check = table(image_parameter="/no/such")["image"]
-    assert not check.ok
-    assert check.text.endswith("run-transcription bake, then ami publish")
-
-
-def test_a_network_without_a_way_out_is_found(account):
-    """Subnets of one's own need the internet or endpoints for both services."""
-    client = boto3.client("ec2")
-    network = client.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
-    subnet = client.create_subnet(VpcId=network, CidrBlock="10.0.0.0/24")["Subnet"]["SubnetId"]
-    shut = table(vpc_id=network, subnet_ids=(subnet,))["route to S3, SQS"]
-    assert not shut.ok
-    assert "no endpoint for s3 and sqs" in shut.text
-    assert not table(vpc_id=network)["route to S3, SQS"].ok
-    gateway = client.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
-    client.attach_internet_gateway(InternetGatewayId=gateway, VpcId=network)
-    main = client.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [network]}])["RouteTables"][0]
-    client.create_route(RouteTableId=main["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
-    assert table(vpc_id=network, subnet_ids=(subnet,))["route to S3, SQS"].ok
-
-
-@pytest.mark.parametrize("name", ["Upper", "a" * 35, "1st", "under_score"])
-def test_a_name_that_no_bucket_can_have_is_refused(account, name):
-    """The bucket's name begins with the stack's."""
-    assert not table(stack=name)["name"].ok
-
-
-def test_without_a_fleet_only_what_it_needs_is_checked(account):
-    """No quota and no image matter to bucket and queues."""
-    assert list(table(max_workers=0)) == ["credentials", "name"]
-
-
-def test_status_tells_instances_hours_and_cost(account, monkeypatch):
-    """The price is that of the list or of spot; without one the cost is unknown, never nothing."""
-    report = fleet_report.make(account, datetime(2100, 1, 1, tzinfo=UTC))
-    assert [each.type for each in report.instances] == ["g5.xlarge", "g5.xlarge"]
-    assert report.cost == pytest.approx(report.hours)
-    assert report.wanted == 2
-    text = "\n".join(status.lines(report))
-    assert "instances  2 of 2 wanted" in text
-    monkeypatch.setattr(fleet, "prices", _refuse)
-    unknown = fleet_report.make(account, datetime(2100, 1, 1, tzinfo=UTC))
-    assert unknown.cost is None
-    assert "the cost is unknown: not allowed" in "\n".join(status.lines(unknown))
-
-
-def _refuse(*_):
-    raise TranscriptionError("not allowed")
-
-
-def test_a_launch_that_failed_is_told_in_ec2s_own_words(account, monkeypatch):
-    """The reason why no instance comes is what a person needs first."""
-    words = "We currently do not have sufficient g5.xlarge capacity in the zone you requested"
-    activity = {"StartTime": datetime(2026, 1, 1, tzinfo=UTC), "StatusCode": "Failed", "StatusMessage": words}
-    client = boto3.client("autoscaling")
-    with Stubber(client) as stub:
-        stub.add_response(
-            "describe_scaling_activities",
-            {"Activities": [activity | {"ActivityId": "1", "AutoScalingGroupName": NAME, "Cause": "c"}]},
-        )
-        monkeypatch.setattr(aws, "client", lambda *_: client)
-        (failed,) = fleet_report._failed_launches(account)
-    assert failed.reason == words
-
-
-def test_names_of_metrics_are_the_journals(account):
-    """`status` asks for what workers write."""
-    assert set(fleet_report.COUNTED) <= set(journal.UNITS)
-    assert os.environ["AWS_DEFAULT_REGION"] == permissions.REGION
