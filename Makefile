@@ -10,12 +10,15 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+DEPLOY_ARGS ?=
+# pinned, and in a folder of its own: it brings a hundred packages, which nothing else needs
+CHECKOV := checkov==3.3.30
 # programs, each with the Debian package that brings it: shellcheck is for the scripts, espeak-ng speaks for the demo
 # model's training, packer and sshd are for the image
 TOOLS := espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check format bench faults summary demo-model-card lock tools clean
+.PHONY: help setup demo deploy test lint check audit format bench faults summary demo-model-card lock tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +27,9 @@ setup: $(STAMP) ## make .venv and install everything; TORCH_INDEX=URL takes torc
 
 demo: setup ## run the main job on an embedded S3 and SQS: no AWS account needed
 	@$(BIN)/run-transcription demo
+
+deploy: setup ## make or change the stack on AWS; DEPLOY_ARGS="--max-workers 10 --dry-run"
+	@$(BIN)/run-transcription deploy $(DEPLOY_ARGS)
 
 test: setup $(if $(filter true,$(CI)),tools) ## run all tests; PYTEST_ARGS="-k audio" chooses
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -38,6 +44,11 @@ lint: setup ## ruff, mypy --strict, import layers, shellcheck
 		xargs -0 shellcheck
 
 check: lint test ## lint and test
+
+audit: setup ## checkov on the templates; each exception stands there with its reason
+	@[ -x build/checkov/bin/checkov ] || $(PYTHON) -m venv build/checkov
+	@build/checkov/bin/pip install --quiet --disable-pip-version-check $(CHECKOV)
+	@build/checkov/bin/checkov --file infra/stack.yaml --file infra/batch.yaml --compact --quiet --skip-download
 
 format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
