@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import tracemalloc
 from collections import Counter
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from click.testing import CliRunner
 
-from run_transcription import aws, backfill, backlog, fleet_report, names, stacks, storage
+from run_transcription import aws, backfill, backlog, fleet_report, names, options, stacks, storage
 from run_transcription.backfill import Progress, Run
 from run_transcription.errors import TranscriptionError
 
@@ -168,6 +169,7 @@ def crowd(deployed, calls):
 def test_a_backfill_that_is_interrupted_twice_sends_each_once(deployed, crowd, monkeypatch):
     """A Ctrl-C, then a SIGTERM: what was sent is not sent again, and nothing is left out; memory stays flat."""
     monkeypatch.setattr(stacks, "find", lambda *_: deployed)
+    monkeypatch.setattr(options, "end_at_once", sys.exit)  # it would end the tests
     sent_before, calls_made = backfill._send, 0
     first, second = COUNT // 80, COUNT // 25  # batches of ten
     number_at = {first: signal.SIGINT, second: signal.SIGTERM}
@@ -187,7 +189,7 @@ def test_a_backfill_that_is_interrupted_twice_sends_each_once(deployed, crowd, m
         ends.append(CliRunner().invoke(backfill.backfill, arguments))
         peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
-    assert [end.exit_code for end in ends[2:]] == [0], ends[2].output
+    assert [end.exit_code for end in ends] == [130, 130, 0], ends[2].output
     assert ends[2].stdout == f"{COUNT - DONE} sent, {DONE} passed over, which have a result or a failure\n"
     assert f"going on after {10 * first} sent" in ends[1].stderr
     assert f"going on after {10 * second} sent" in ends[2].stderr

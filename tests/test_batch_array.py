@@ -17,7 +17,7 @@ def batch():
         role = boto3.client("iam").create_role(RoleName="batch", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
         client = boto3.client("batch")
         place = client.create_compute_environment(
-            computeEnvironmentName="e", type="UNMANAGED", state="ENABLED", serviceRole=role
+            computeEnvironmentName="place", type="UNMANAGED", state="ENABLED", serviceRole=role
         )["computeEnvironmentArn"]
         order = [{"order": 1, "computeEnvironment": place}]
         client.create_job_queue(jobQueueName="transcribe", state="ENABLED", priority=1, computeEnvironmentOrder=order)
