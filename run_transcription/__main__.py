@@ -35,7 +35,7 @@ COMMANDS = (
     (
         "batch-array",
         "run_transcription.batch_array:batch_array",
-        "Start SIZE workers on AWS Batch, which end when the backfill queue is empty.",
+        "Start workers as an array of AWS Batch.",
     ),
     ("dlq", "run_transcription.dead_letters:dlq", "Look after messages that nobody could work on."),
     ("logs", "run_transcription.worker_logs:logs", "Show what the workers have logged."),

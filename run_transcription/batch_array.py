@@ -15,9 +15,9 @@ MOST_CHILDREN = 10_000  # that Batch takes in one array
 @stacks.stack_option
 @stacks.region_option
 def batch_array(size: int, name: str, region: str | None) -> None:
-    """Start SIZE workers on AWS Batch, which end when the backfill queue is empty.
+    """Start workers as an array of AWS Batch.
 
-    Prints the id of the array's job. infra/batch.yaml makes what this needs: a job queue and a job definition, both
+    SIZE of them, which end when the backfill queue is empty. Prints the id of the array's job. infra/batch.yaml makes what this needs: a job queue and a job definition, both
     of the stack's name.
 
     \b

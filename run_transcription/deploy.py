@@ -19,7 +19,7 @@ PROTECTED_AT_ONCE = 50  # instances in one call
 @stacks.stack_option
 @stacks.region_option
 @click.option("--max-workers", type=click.IntRange(min=0), show_default="2, or as it is", help="Most instances.")
-@click.option("--parameter", multiple=True, metavar="NAME=VALUE", help="Of the template; several times.")
+@click.option("--set", "parameter", multiple=True, metavar="NAME=VALUE", help="Of the template; several times.")
 @click.option("--dry-run", is_flag=True, help="Only check the account and show what would change.")
 @click.option("--yes", is_flag=True, help="Change without asking.")
 def deploy(  # noqa: PLR0913 - one parameter for each option
@@ -33,7 +33,7 @@ def deploy(  # noqa: PLR0913 - one parameter for each option
     \b
     Examples:
       run-transcription deploy --dry-run
-      run-transcription deploy --max-workers 10 --parameter OnDemandPercentage=20
+      run-transcription deploy --max-workers 10 --set OnDemandPercentage=20
     """
     region = stacks.require_region(region)
     given = _parameters(parameter) | ({} if max_workers is None else {"MaxWorkers": str(max_workers)})
@@ -58,7 +58,7 @@ def deploy(  # noqa: PLR0913 - one parameter for each option
 @options.command("destroy")
 @stacks.stack_option
 @stacks.region_option
-@click.option("--bucket", "with_bucket", is_flag=True, allow_from_autoenv=False, help="Its bucket too, with all in it.")
+@click.option("--with-bucket", is_flag=True, allow_from_autoenv=False, help="Its bucket too, with all in it.")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 def destroy(name: str, region: str | None, *, with_bucket: bool, yes: bool) -> None:
     """Remove the stack, and keep its bucket unless told otherwise.
@@ -93,7 +93,7 @@ def _parameters(given: tuple[str, ...]) -> dict[str, str]:
     pairs = [each.partition("=") for each in given]
     for key, sign, _ in pairs:
         if not sign or not key:
-            raise click.UsageError(f"--parameter {key} is no NAME=VALUE.")
+            raise click.UsageError(f"--set {key} is no NAME=VALUE.")
     return {key: value for key, _, value in pairs}
 
 

@@ -93,7 +93,7 @@ def life(emulator, patched, tmp_path_factory):  # noqa: PLR0915 - a life is long
         found.said["after rehearsal"] = run("status", status=1).stderr
         found.said["deploy"] = run("deploy", "--max-workers", 0, "--yes").output
         found.said["again"] = run("deploy", "--yes").output
-        run("deploy", "--yes", "--parameter", f"NotificationTopic={topic}")
+        run("deploy", "--yes", "--set", f"NotificationTopic={topic}")
         found.said["attach"] = run("attach-bucket", "calls", "--prefix", "in/").output
     found.said["notifications"] = notifications("calls")
     stack = stacks.find(NAME, permissions.REGION)
@@ -147,7 +147,7 @@ def life(emulator, patched, tmp_path_factory):  # noqa: PLR0915 - a life is long
         changes.discard(found.import_row)
         storage.remove_bucket(BUCKET)
         run("deploy", "--max-workers", 0, "--yes")
-        found.said["destroy all"] = run("destroy", "--bucket", "--yes").output
+        found.said["destroy all"] = run("destroy", "--with-bucket", "--yes").output
     found.calls["deployer"] |= calls
     found.said["notifications after"] = notifications("calls")
     return found
