@@ -17,8 +17,8 @@ MOST_CHILDREN = 10_000  # that Batch takes in one array
 def batch_array(size: int, name: str, region: str | None) -> None:
     """Start workers as an array of AWS Batch.
 
-    SIZE of them, which end when the backfill queue is empty. Prints the id of the array's job. infra/batch.yaml makes what this needs: a job queue and a job definition, both
-    of the stack's name.
+    SIZE of them, which end when the backfill queue is empty. Prints the id of the array's job. infra/batch.yaml makes
+    what this needs: a job queue and a job definition, both of the stack's name.
 
     \b
     Example:
