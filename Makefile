@@ -12,12 +12,15 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BAKE_ARGS ?=
 DRY_RUN ?=
+DEPLOY_ARGS ?=
+# pinned, and in a folder of its own: it brings a hundred packages, which nothing else needs
+CHECKOV := checkov==3.3.30
 # programs, each with the Debian package that brings it: shellcheck is for the scripts, espeak-ng speaks for the demo
 # model's training, packer, sshd and systemd-analyze are for the image
 TOOLS := espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server systemd-analyze:systemd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ami test lint check format bench faults summary demo-model-card lock tools clean
+.PHONY: help setup demo ami deploy test lint check audit format bench faults summary demo-model-card lock tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +32,9 @@ demo: setup ## run the main job on an embedded S3 and SQS: no AWS account needed
 
 ami: setup ## bake the machine image; DRY_RUN=1 validates and needs no credentials, BAKE_ARGS="--region eu-west-1" chooses
 	@$(BIN)/run-transcription bake $(if $(DRY_RUN),--dry-run) $(BAKE_ARGS)
+
+deploy: setup ## make or change the stack on AWS; DEPLOY_ARGS="--max-workers 10 --dry-run"
+	@$(BIN)/run-transcription deploy $(DEPLOY_ARGS)
 
 test: setup $(if $(filter true,$(CI)),tools) ## run all tests; PYTEST_ARGS="-k audio" chooses
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -43,6 +49,11 @@ lint: setup ## ruff, mypy --strict, import layers, shellcheck
 		xargs -0 shellcheck
 
 check: lint test ## lint and test
+
+audit: setup ## checkov on the templates; each exception stands there with its reason
+	@[ -x build/checkov/bin/checkov ] || $(PYTHON) -m venv build/checkov
+	@build/checkov/bin/pip install --quiet --disable-pip-version-check $(CHECKOV)
+	@build/checkov/bin/checkov --file infra/stack.yaml --file infra/batch.yaml --compact --quiet --skip-download
 
 format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix

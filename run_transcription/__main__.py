@@ -21,6 +21,26 @@ COMMANDS = (
     ("prefetch", "run_transcription.prefetch:prefetch", "Read the state into the page cache, as at boot."),
     ("bake", "run_transcription.bake:bake", "Make the machine image that workers start from, and prove it."),
     ("ami", "run_transcription.ami:ami", "Publish, list and remove machine images."),
+    ("deploy", "run_transcription.deploy:deploy", "Make the stack, or change it to what is given."),
+    ("destroy", "run_transcription.deploy:destroy", "Remove the stack, and keep its bucket unless told otherwise."),
+    ("status", "run_transcription.status:status", "Say how the stack is doing."),
+    (
+        "attach-bucket",
+        "run_transcription.attach_bucket:attach_bucket",
+        "Transcribe what is uploaded to a bucket that is there already.",
+    ),
+    (
+        "backfill",
+        "run_transcription.backfill:backfill",
+        "Have everything transcribed that lies in a bucket already.",
+    ),
+    (
+        "batch-array",
+        "run_transcription.batch_array:batch_array",
+        "Start workers as an array of AWS Batch.",
+    ),
+    ("dlq", "run_transcription.dead_letters:dlq", "Look after messages that nobody could work on."),
+    ("logs", "run_transcription.worker_logs:logs", "Show what the workers have logged."),
     ("doctor", "run_transcription.doctor:doctor", "Say what is installed here, and how the model would be loaded."),
     ("schema", "run_transcription.doctor:schema", "Print the JSON Schema of results."),
 )

@@ -176,6 +176,39 @@ def objects(address: str) -> Iterator[Object]:
                     yield Object(f"{SCHEME}{bucket}/{found['Key']}", written)
 
 
+def listing_after(address: str, key: str) -> Iterator[str]:
+    """Yield what `listing` does, but only what comes after a key."""
+    bucket, prefix = split(address)
+    with aws.plainly(f"list {address}"):
+        pages = aws.s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, StartAfter=key)
+        for page in pages:
+            for found in page.get("Contents", ()):
+                if not found["Key"].endswith("/"):
+                    yield f"{SCHEME}{bucket}/{found['Key']}"
+
+
+def require_bucket(bucket: str) -> None:
+    """Make sure that a bucket is there; raises TranscriptionError."""
+    with aws.plainly(f"find the bucket {bucket}"):
+        _require_bucket(bucket)
+
+
+def remove_bucket(bucket: str) -> int:
+    """Delete a bucket with every version of everything in it; return how many there were."""
+    removed = 0
+    with aws.plainly(f"remove the bucket {bucket}"):
+        for page in aws.s3().get_paginator("list_object_versions").paginate(Bucket=bucket):
+            found = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
+            doomed = [{"Key": each["Key"], "VersionId": each["VersionId"]} for each in found]
+            if doomed:
+                answer = aws.s3().delete_objects(Bucket=bucket, Delete={"Objects": doomed, "Quiet": True})  # type: ignore[typeddict-item]
+                if errors := answer.get("Errors"):
+                    raise TranscriptionError(f"cannot remove {errors[0].get('Key')}: {errors[0].get('Message')}")
+                removed += len(doomed)
+        aws.s3().delete_bucket(Bucket=bucket)
+    return removed
+
+
 def _content(address: str) -> bytes:
     if not is_s3(address):
         return Path(address).read_bytes()

@@ -75,7 +75,7 @@ def test_the_demo_transcribes_its_recordings_word_for_word(tmp_path):
     for sample in command.samples_in(command.RECORDINGS):
         said = " ".join(out.split()).lower()
         assert " ".join(score.words(sample.reference)) in said
-        assert f"s3://{command.BUCKET}/results/{sample.key}/" in out
+        assert f"s3://{command.STACK}-000000000000-us-east-1/results/{sample.key}/" in out
     assert out.count("word error rate 0.00 %") == len(command.samples_in(command.RECORDINGS))
     assert re.search(r"decode +features +encode +generate +upload +wall +RTFx", out)
     assert left_behind(tmp_path / "scratch") == ([], [])

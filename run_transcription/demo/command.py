@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import display, names, options, results, storage
+from run_transcription import changes, display, names, options, results, stacks, storage
 from run_transcription.demo import report
-from run_transcription.demo.emulator import Stack, emulated, make_stack
+from run_transcription.demo.emulator import REGION, emulated
 from run_transcription.demo.processes import Process, last_line, running
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from run_transcription.stacks import Stack
+
 RECORDINGS = Path(__file__).parent / "recordings"
-BUCKET = "transcribe-demo"
+STACK = "transcribe-demo"
 LOOK_SECONDS = 0.2
 MOST_SECONDS = 900.0  # for one recording; the demo's own take seconds
 
@@ -59,20 +61,27 @@ class Sample:
 def demo(model: str, folder: Path) -> None:
     """Run the main job on an embedded S3 and SQS.
 
-    That is upload, event, queue, worker, transcript. Prints each transcript, its word error rate and its timing. The
-    exit status is 0 only if every transcript equals its reference. Whatever it starts ends with it.
+    That is deployment, upload, event, queue, worker, transcript. Prints each transcript, its word error rate and its
+    timing. The exit status is 0 only if every transcript equals its reference. Whatever it starts ends with it.
     """
     began = time.monotonic()
     samples = samples_in(folder)
     with clean_exit(), tempfile.TemporaryDirectory(prefix="transcribe-demo-") as scratch:
-        display.say("starting S3 and SQS on this machine …")
+        display.say("starting S3, SQS and CloudFormation on this machine …")
         with emulated(Path(scratch)):
-            stack = make_stack(BUCKET)
+            stack = deployed()
             with worker_process(stack, model, Path(scratch)) as (process, log):
                 findings = transcribe(samples, stack, lambda: _require_alive(process, log))
     report.show(findings, time.monotonic() - began)
     if any(found.errors for found in findings):
         raise TranscriptionError("not every transcript equals its reference")
+
+
+def deployed() -> Stack:
+    """Deploy infra/stack.yaml as it is, without a fleet: the worker is started here."""
+    display.say("deploying the stack …")
+    changes.carry_out(changes.prepare(STACK, REGION, {"MaxWorkers": "0"}), lambda _event: None)
+    return stacks.find(STACK, REGION)
 
 
 def samples_in(folder: Path) -> list[Sample]:
@@ -92,7 +101,7 @@ def samples_in(folder: Path) -> list[Sample]:
 @contextmanager
 def worker_process(stack: Stack, model: str, scratch: Path) -> Iterator[tuple[Process, Path]]:
     """Run a worker on the queue while the block runs, as its own process; give the process and its log."""
-    arguments = [sys.executable, "-m", "run_transcription", "worker", "--queue-url", stack.queue_url]
+    arguments = [sys.executable, "-m", "run_transcription", "worker", "--queue-url", stack.live_url]
     arguments += ["--bucket", stack.bucket, "--model", model, "--dtype", "float32", "--stop-seconds", "1"]
     environment = os.environ | {
         "TMPDIR": str(scratch),

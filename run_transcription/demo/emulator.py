@@ -1,4 +1,4 @@
-"""An S3 and an SQS on this machine alone: MiniStack as a child process, and what a deployment has on it."""
+"""The services of AWS on this machine alone: MiniStack as a child process, and what a test needs on it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HOST = "127.0.0.1"
+REGION = "us-east-1"
 START_SECONDS = 60.0  # on a busy machine; two are usual
 PORT_TRIES = 5  # another program may take the free port first
 RECEIVES = 5  # then a message goes to the dead-letter queue
@@ -53,7 +54,7 @@ def emulated(folder: Path) -> Iterator[None]:
 
 
 def make_stack(name: str, visibility_seconds: int = 300, *, versioned: bool = True) -> Stack:
-    """Make bucket, queue, dead-letter queue and notification, as a deployment has them."""
+    """Make bucket, queue, dead-letter queue and notification: what tests need of a deployment, in no time."""
     s3, sqs = aws.s3(), aws.sqs()
 
     def make_queue(queue: str, attributes: Mapping[str, str]) -> tuple[str, str]:
@@ -98,7 +99,8 @@ def _settings(folder: Path, port: int) -> dict[str, str]:
     return clean_environment() | {
         "BIND_HOST": HOST,  # it would listen on all interfaces
         "GATEWAY_PORT": str(port),
-        "SERVICES": "s3,sqs,sns",
+        "SERVICES": "s3,sqs,sns,sts,ssm,iam,ec2,logs,monitoring,autoscaling,cloudformation",
+        "IOT_MTLS_ENABLED": "0",  # it would listen on all interfaces too
         "LOG_LEVEL": "WARNING",
         "PERSIST_STATE": "0",
         "S3_PERSIST": "0",
@@ -112,7 +114,7 @@ def _credentials(port: int) -> dict[str, str]:
         "AWS_ENDPOINT_URL": f"http://{HOST}:{port}",
         "AWS_ACCESS_KEY_ID": "demo",
         "AWS_SECRET_ACCESS_KEY": "demo",
-        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": REGION,
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",

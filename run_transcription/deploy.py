@@ -1,0 +1,158 @@
+"""The commands that make, change and remove a stack."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from run_transcription import aws, changes, display, notifications, options, preflight, stacks, storage
+from run_transcription.errors import TranscriptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PROTECTED_AT_ONCE = 50  # instances in one call
+
+
+@options.command("deploy")
+@stacks.stack_option
+@stacks.region_option
+@click.option("--max-workers", type=click.IntRange(min=0), show_default="2, or as it is", help="Most instances.")
+@click.option("--set", "parameter", multiple=True, metavar="NAME=VALUE", help="Of the template; several times.")
+@click.option("--dry-run", is_flag=True, help="Only check the account and show what would change.")
+@click.option("--yes", is_flag=True, help="Change without asking.")
+def deploy(  # noqa: PLR0913 - one parameter for each option
+    name: str, region: str | None, max_workers: int | None, parameter: tuple[str, ...], *, dry_run: bool, yes: bool
+) -> None:
+    """Make the stack, or change it to what is given.
+
+    That is a bucket, its queues, and a fleet that grows with them. Checks the account first, and shows what would
+    change. A parameter that is not given stays as it is; infra/stack.yaml says what each is for.
+
+    \b
+    Examples:
+      run-transcription deploy --dry-run
+      run-transcription deploy --max-workers 10 --set OnDemandPercentage=20
+    """
+    region = stacks.require_region(region)
+    given = _parameters(parameter) | ({} if max_workers is None else {"MaxWorkers": str(max_workers)})
+    _check(name, region, given)
+    prepared = changes.prepare(name, region, given)
+    _show(prepared)
+    if dry_run:
+        changes.discard(prepared)
+        click.echo("nothing was done: this was a dry run")
+        return
+    if prepared.rows:
+        if not yes and not click.confirm(f"carry that out on {name} in {region}?", err=True):
+            changes.discard(prepared)
+            raise TranscriptionError("nothing was done")
+        changes.carry_out(prepared, _tell)
+    stack = stacks.find(name, region)
+    _keep_zones_as_they_are(stack)
+    for what, value in (("bucket", stack.bucket), ("queue", stack.live_url), ("log", stack.log_group)):
+        click.echo(f"{what:<6} {value}")
+
+
+@options.command("destroy")
+@stacks.stack_option
+@stacks.region_option
+@click.option("--with-bucket", is_flag=True, allow_from_autoenv=False, help="Its bucket too, with all in it.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+def destroy(name: str, region: str | None, *, with_bucket: bool, yes: bool) -> None:
+    """Remove the stack, and keep its bucket unless told otherwise.
+
+    Recordings in work are lost from the queues, and stay in the bucket. A later deploy of the same name takes the
+    bucket up again.
+    """
+    region = stacks.require_region(region)
+    found = stacks.describe(name, region)
+    if found is None:
+        raise TranscriptionError(f"there is no stack {name} in {region}")
+    what = f"the stack {name} in {region}{' and all recordings and results in its bucket' if with_bucket else ''}"
+    if not yes and not click.confirm(f"remove {what}?", err=True):
+        raise TranscriptionError("nothing was done")
+    bucket = {each["OutputKey"]: each["OutputValue"] for each in found.get("Outputs", ())}.get("Bucket")
+    if bucket is not None and found["StackStatus"] not in changes.REMOVABLE:
+        stack = stacks.find(name, region)
+        for attached in stack.attached:
+            notifications.detach(attached, stack)
+        _let_instances_go(stack)
+    changes.remove(name, region, _tell)
+    if bucket is None:
+        return
+    if with_bucket:
+        removed = storage.remove_bucket(bucket)
+        click.echo(f"{bucket} is removed, with {removed} versions of objects")
+    else:
+        click.echo(f"{bucket} is kept")
+
+
+def _parameters(given: tuple[str, ...]) -> dict[str, str]:
+    pairs = [each.partition("=") for each in given]
+    for key, sign, _ in pairs:
+        if not sign or not key:
+            raise click.UsageError(f"--set {key} is no NAME=VALUE.")
+    return {key: value for key, _, value in pairs}
+
+
+def _check(name: str, region: str, given: Mapping[str, str]) -> None:
+    """Print the table of checks; raises TranscriptionError where something is to be done first."""
+    now = {**changes.defaults(region), **stacks.parameters_of(stacks.describe(name, region) or {}), **given}
+    try:
+        wanted = preflight.Wanted(
+            stack=name,
+            region=region,
+            max_workers=int(now["MaxWorkers"]),
+            on_demand_percentage=int(now["OnDemandPercentage"]),
+            image_parameter=now["ImageParameter"],
+            vpc_id=now["VpcId"],
+            subnet_ids=tuple(each for each in now["SubnetIds"].split(",") if each),
+        )
+    except ValueError as error:
+        raise TranscriptionError(f"MaxWorkers and OnDemandPercentage must be numbers: {error}") from error
+    found = preflight.run(wanted)
+    for check in found:
+        click.echo(options.one_line(f"{'ok   ' if check.ok else 'TO DO'} {check.name:<16} {check.text}"))
+    if lacking := [check.name for check in found if not check.ok]:
+        raise TranscriptionError(f"nothing was done: see {', '.join(lacking)} above")
+
+
+def _show(prepared: changes.ChangeSet) -> None:
+    for row in prepared.rows:
+        click.echo(f"{row.action:<7} {row.resource:<24} {row.kind}{', replaced' if row.replaced else ''}")
+    if not prepared.rows:
+        click.echo("nothing changes")
+
+
+def _tell(event: changes.Event) -> None:
+    display.say(options.one_line(f"{event.status:<28} {event.resource} {event.reason}".rstrip()))
+
+
+def _keep_zones_as_they_are(stack: stacks.Stack) -> None:
+    """Stop the group from ending instances to even out its zones: they may be at work."""
+    if stack.group is not None:
+        with aws.plainly(f"suspend AZRebalance of {stack.group}"):
+            aws.client("autoscaling", stack.region).suspend_processes(
+                AutoScalingGroupName=stack.group, ScalingProcesses=["AZRebalance"]
+            )
+
+
+def _let_instances_go(stack: stacks.Stack) -> None:
+    """Take the protection from a group's instances: the group could not be deleted with them."""
+    if stack.group is None:
+        return
+    client = aws.client("autoscaling", stack.region)
+    with aws.plainly(f"end the instances of {stack.group}"):
+        client.update_auto_scaling_group(
+            AutoScalingGroupName=stack.group, MaxSize=0, DesiredCapacity=0, NewInstancesProtectedFromScaleIn=False
+        )
+        groups = client.describe_auto_scaling_groups(AutoScalingGroupNames=[stack.group])["AutoScalingGroups"]
+        ids = [each["InstanceId"] for group in groups for each in group["Instances"]]
+        for first in range(0, len(ids), PROTECTED_AT_ONCE):
+            client.set_instance_protection(
+                AutoScalingGroupName=stack.group,
+                InstanceIds=ids[first : first + PROTECTED_AT_ONCE],
+                ProtectedFromScaleIn=False,
+            )

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import boto3
+import pytest
+from botocore.stub import Stubber
+from emulated_group import ANSWERS, WANTED, a_group, answering
+from permissions import GROUP
+
+from run_transcription import aws, fleet, fleet_report, preflight, status
+from run_transcription.errors import TranscriptionError
+
+
+@pytest.fixture(scope="module")
+def account():
+    """Be in an account of moto's with a published image, prices and a quota of 64 vCPUs."""
+    with pytest.MonkeyPatch.context() as patch, a_group() as (_, stack), answering(patch):
+        patch.setattr(
+            fleet, "_spot_prices", lambda *_: {kind.name: 0.4 for kind in fleet.KINDS}
+        )  # moto's are by chance
+        yield stack
+
+
+def table(**changed):
+    """Return the checks by name."""
+    return {check.name: check for check in preflight.run(replace(WANTED, **changed))}
+
+
+def test_a_ready_account_passes_every_check(account):
+    """All lines are ok, and the last one says what an hour costs at full size."""
+    checks = table()
+    assert [check.text for check in checks.values() if not check.ok] == []
+    assert checks["price"].text == "10 instances cost $5.20 to $5.20 an hour, by their types"  # 2 at $1, 8 at $0.40
+    assert checks["quota on demand"].text == "64 vCPUs of G and VT instances on demand, 2 instances need 8 at least"
+    assert " of 8 in us-east-1a" in checks["instance types"].text
+
+
+def test_a_small_quota_says_what_to_ask_for(account, monkeypatch):
+    """New accounts have none: the quota's code and the size that would fit are named."""
+    monkeypatch.setitem(ANSWERS[("service-quotas", "GetServiceQuota")], "Quota", {"Value": 16.0})
+    check = table()["quota of spot"]
+    assert not check.ok
+    assert "lower MaxWorkers to 5" in check.text
+    assert preflight.SPOT_QUOTA in check.text
+
+
+def test_an_absent_image_says_how_to_make_one(account):
+    """Nothing can start without it."""
+    check = table(image_parameter="/no/such")["image"]
+    assert not check.ok
+    assert check.text.endswith("run-transcription bake, then ami publish")
+
+
+def test_a_network_without_a_way_out_is_found(account):
+    """Subnets of one's own need the internet or endpoints for both services."""
+    client = boto3.client("ec2")
+    network = client.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
+    subnet = client.create_subnet(VpcId=network, CidrBlock="10.0.0.0/24")["Subnet"]["SubnetId"]
+    shut = table(vpc_id=network, subnet_ids=(subnet,))["route to S3, SQS"]
+    assert not shut.ok
+    assert "no endpoint for s3 and sqs" in shut.text
+    assert not table(vpc_id=network)["route to S3, SQS"].ok
+    gateway = client.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
+    client.attach_internet_gateway(InternetGatewayId=gateway, VpcId=network)
+    main = client.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [network]}])["RouteTables"][0]
+    client.create_route(RouteTableId=main["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
+    assert table(vpc_id=network, subnet_ids=(subnet,))["route to S3, SQS"].ok
+
+
+@pytest.mark.parametrize("name", ["Upper", "a" * 35, "1st", "under_score"])
+def test_a_name_that_no_bucket_can_have_is_refused(account, name):
+    """The bucket's name begins with the stack's."""
+    assert not table(stack=name)["name"].ok
+
+
+def test_without_a_fleet_only_what_it_needs_is_checked(account):
+    """No quota and no image matter to bucket and queues."""
+    assert list(table(max_workers=0)) == ["credentials", "name"]
+
+
+def test_status_tells_instances_hours_and_cost(account, monkeypatch):
+    """The price is that of the list or of spot; without one the cost is unknown, never nothing."""
+    report = fleet_report.make(account, datetime(2100, 1, 1, tzinfo=UTC))
+    assert [each.type for each in report.instances] == ["g5.xlarge", "g5.xlarge"]
+    assert report.cost == pytest.approx(report.hours)
+    assert report.wanted == 2
+    text = "\n".join(status.lines(report))
+    assert "instances  2 of 2 wanted" in text
+    monkeypatch.setattr(fleet, "prices", _refuse)
+    unknown = fleet_report.make(account, datetime(2100, 1, 1, tzinfo=UTC))
+    assert unknown.cost is None
+    assert "the cost is unknown: not allowed" in "\n".join(status.lines(unknown))
+
+
+def _refuse(*_):
+    raise TranscriptionError("not allowed")
+
+
+def test_a_launch_that_failed_is_told_in_ec2s_own_words(account, monkeypatch):
+    """The reason why no instance comes is what a person needs first."""
+    words = "We currently do not have sufficient g5.xlarge capacity in the zone you requested"
+    activity = {"StartTime": datetime(2026, 1, 1, tzinfo=UTC), "StatusCode": "Failed", "StatusMessage": words}
+    client = boto3.client("autoscaling")
+    with Stubber(client) as stub:
+        stub.add_response(
+            "describe_scaling_activities",
+            {"Activities": [activity | {"ActivityId": "1", "AutoScalingGroupName": GROUP, "Cause": "c"}]},
+        )
+        monkeypatch.setattr(aws, "client", lambda *_: client)
+        (failed,) = fleet_report._failed_launches(account)
+    assert failed.reason == words
