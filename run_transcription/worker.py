@@ -187,7 +187,7 @@ def _out_of_service(instance: ec2.Instance | None) -> None:
 def work(shift: Shift, source: sources.Source, terms: Terms) -> None:
     """Work until told to stop, or until nothing is left; what was not begun by then is given back."""
     outlet = Outlet(shift)
-    failures = 0
+    failures, shift.settled = 0, time.monotonic()
     try:
         with Intake(shift, source) as intake:
             while not shift.stop.requested:

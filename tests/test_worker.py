@@ -320,7 +320,7 @@ def test_three_uploads_of_one_key_have_three_results(shift, queue, stack, tmp_pa
     sound = speech.samples()
     words = {}
     for number in range(3):
-        path = speech.write(tmp_path / f"{number}.wav", sound[number * 160_000 : number * 160_000 + 64_000])
+        path = speech.write(tmp_path / f"{number}.wav", sound[number * 160_000 : number * 160_000 + 128_000])
         storage.upload(path, f"s3://{stack.bucket}/uploads/a.wav")
         words[storage.version(f"s3://{stack.bucket}/uploads/a.wav")] = path
     worker.work(shift, queue, ONCE)
