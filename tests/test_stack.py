@@ -118,7 +118,7 @@ def life(emulator, patched, tmp_path_factory):  # noqa: PLR0915 - a life is long
     with permissions.recorded(patched) as calls:
         arguments = ("--queue-url", stack.live_url, "--backfill-url", stack.backfill_url, "-o", f"s3://{BUCKET}")
         sources.SqsSource(stack.backfill_url).receive().release()  # as a worker does that is told to stop
-        run("worker", "--once", *arguments, "--model", model, "--save-seconds", 0, "--notify-topic", topic)
+        run("worker", "--once", "--no-vad", *arguments, "--model", model, "--save-seconds", 0, "--notify-topic", topic)
     found.calls["worker"] = calls | calls_of_an_instance(patched)
     patched.setenv("TRANSCRIBE_BUCKET", BUCKET)
     with permissions.recorded(patched) as calls:
