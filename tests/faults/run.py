@@ -324,8 +324,9 @@ def judge(counts: Counts, stack, wanted: dict[str, str]) -> None:
             counts.lost.append(key)
         if len(found) > 1 or any(versions(stack.bucket, address) > 1 for address in found):
             counts.double.append(key)
-        if any(json.loads(storage.read(address))["text"] != wanted[f"{number:04d}"] for address in found):
-            counts.different.append(key)
+        right = wanted[f"{number:04d}"]
+        texts = [json.loads(storage.read(address))["text"] for address in found]
+        counts.different += [f"{key}: {text!r} instead of {right!r}" for text in texts if text != right]
     counts.failures = len(list(storage.listing(f"{root}/failed/")))
     bodies = list(drained(stack.dead_letter_url))
     counts.dead_letters = len(set(bodies))
