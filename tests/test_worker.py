@@ -634,7 +634,7 @@ def test_a_long_recording_goes_on_where_a_killed_worker_left_it(emulator, half_a
     ((_, found),) = json_below(f"{root}/results/").items()
     assert found["text"] == wanted
     (line,) = [line for line in map(json.loads, out.splitlines()) if line.get("status") == "COMPLETED"]
-    assert line["retries"] == 1
+    assert line["retries"] in {1, 2}  # a poll under way may take back what was just given back, and give it back again
     assert 60 * (kept - 3) <= line["resumed"] <= 60 * kept  # each minute has one
     assert list(storage.listing(f"{root}/work/")) == []
     assert list(scratch.iterdir()) == []
