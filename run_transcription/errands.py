@@ -137,17 +137,15 @@ class Errand:
 
     def _fetch(self, step: Callable[[], None]) -> Path:
         """Find out what is to be done, and fetch the recording; raises Gone where nothing is to be done."""
-        upload, self.job = self._identified(), None
+        upload = self._identified()
         self.job = job = self._job(upload)
         if results.is_done(job):
             raise DoneBefore(f"{upload.address} was done before")
         names.check_key(upload.key)
         self._check_options()
-        if self.tally.delivery.receives > 1:
-            address = names.work_of(self._output(), str(job.identity))
-            self.progress = resume.Progress(address, resume.load(address))
-        else:
-            self.progress = resume.Progress(names.work_of(self._output(), str(job.identity)))
+        address = names.work_of(self._output(), str(job.identity))
+        before = resume.load(address) if self.tally.delivery.receives > 1 else resume.NOTHING
+        self.progress = resume.Progress(address, before)
         if not storage.is_s3(upload.address):
             return Path(upload.address)
         etag = upload.version if upload.version_id is None else None  # a replaced recording is another job's
