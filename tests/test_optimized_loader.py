@@ -279,7 +279,7 @@ def broken_tokenizer(folder):
     ("damage", "says"),
     [
         (damage_weights, "mmap, standard: .*header"),
-        (other_shapes, "do not fit its config.json: .*size mismatch"),
+        (other_shapes, r"do not fit its config.json: \S+ of shape \[16.*\] instead of \["),
         (more_layers, r"do not fit its config.json: no model.decoder.layers.1.* and \d+ more"),
         (fewer_layers, "too many and"),
         (another_model, "config.json says 'bert'"),
