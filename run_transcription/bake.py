@@ -103,12 +103,12 @@ def bake(*, pin_base: bool, dry_run: bool, **given: Any) -> None:
 def rehearse(wanted: Recipe, packer: Packer, scratch: Path) -> None:
     """Validate templates, variables, scripts and wheel, and print what a bake would do."""
     pins = bake_parts.pins(wanted.templates)
-    region, base_id = wanted.region or SOME_REGION, pins["base_image_id"] or SOME_IMAGE
+    region = images.require_region(wanted.region) if wanted.region else SOME_REGION
+    base_id = pins["base_image_id"] or SOME_IMAGE
     base = images.Image(base_id, pins["base_image_name"], "", "", {}, (), "")
     variables = recipe.variables(wanted, region, base) | {"source_image_id": base_id}
     place = next(recipe.placements(wanted, list(wanted.zone) or [f"{region}a"]))
     _prepare(wanted, packer, scratch, variables | place)
-    steps = [path.stem for path in sorted((scratch / "parts" / "provisioners").glob("*.sh"))]
     source = "modern" if packer.modern else "compatible"
     model = f"{variables['model']} at {variables['model_revision'] or 'the revision of the package'}"
     pinned = f"{base.name} ({pins['base_image_id']})" if base.name else NOT_PINNED
@@ -120,7 +120,7 @@ def rehearse(wanted: Recipe, packer: Packer, scratch: Path) -> None:
         ("builder", f"{'spot' if wanted.spot else 'on demand'}: {', '.join(wanted.types)}"),
         ("packages", f"layer {variables['tags'][images.LAYER]}, by the hashes of {' and '.join(bake_parts.LOCKS)}"),
         ("brings", ", ".join(sorted(path.name for path in (scratch / "parts").iterdir()))),
-        ("scripts", ", ".join(steps)),
+        ("scripts", ", ".join(bake_parts.steps(wanted.templates))),
         ("image", f"{variables['ami_name']}; tags of it and its snapshots: {', '.join(variables['tags'])}"),
     ):
         click.echo(f"{what:<11} {text}")
