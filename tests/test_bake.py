@@ -145,8 +145,8 @@ for service in ("s3", "sqs", "ssm", "autoscaling", "sns"):
     aws.client(service, "eu-west-1")
 recording = "/opt/transcribe/run_transcription/demo/recordings/call-signs.mp3"
 assert CliRunner().invoke(fast_transcribe.transcribe, [recording]).exit_code == 0
-files = {name: getattr(module, "__cached__", None) for name, module in list(sys.modules.items())}
-files = {name: path for name, path in files.items() if path and path.startswith("/opt/transcribe/venv/")}
+files = {name: vars(module).get("__cached__") or "" for name, module in list(sys.modules.items())}
+files = {name: path for name, path in files.items() if path.startswith("/opt/transcribe/venv/")}
 print(len(files), *(name for name, path in files.items() if not os.path.exists(path)))
 """
 
