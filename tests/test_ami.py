@@ -131,7 +131,7 @@ def test_an_image_that_no_bake_has_finished_is_not_published(region, ec2):
     """What packer made but the driver did not mark is no candidate."""
     (made,) = make_images(ec2, 1)
     ec2.delete_tags(Resources=[made], Tags=[{"Key": images.STATE}])
-    done = run(region, "publish", made)
+    done = run(region, "publish", made, "--minutes", "0.01")
     assert (done.exit_code, "not an image that `bake` has finished" in done.output) == (1, True)
 
 
