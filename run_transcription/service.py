@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from run_transcription import fast_transcribe, options, self_test
+from run_transcription import fast_transcribe, interruption, options, self_test
 from run_transcription.errands import Errand, Shift
 from run_transcription.errors import BrokenOff, OutOfOrder, Rejected
 from run_transcription.failures import Kind
@@ -128,6 +128,7 @@ def abandon(shift: Shift, keeper: Keeper, why: str, status: int) -> None:
 def leave(folder: Path, why: str, status: int) -> None:
     """End this process without a word to the thread that does not listen."""
     log.info("ended: %s", why)
+    interruption.tell_systemd("STOPPING=1")
     shutil.rmtree(folder, ignore_errors=True)
     options.end_at_once(status)
 
