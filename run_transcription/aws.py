@@ -61,6 +61,8 @@ def plainly(deed: str, *, reading: bool = False) -> Iterator[None]:
     """
     try:
         yield
+    except (GeneratorExit, TranscriptionError):  # no failure of theirs; and at the very end nothing can be imported
+        raise
     except UnicodeEncodeError as error:
         raise TranscriptionError(f"cannot {deed}: the name is no UTF-8, which S3's are") from error
     except OSError as error:

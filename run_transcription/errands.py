@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from run_transcription import downloads, names, results, resume, storage, writers
 from run_transcription.ahead import ReadAhead
-from run_transcription.errors import Gone, Rejected, TranscriptionError
+from run_transcription.errors import DoneBefore, Gone, Rejected, TranscriptionError
 from run_transcription.failures import Breaker
 from run_transcription.journal import Entry, Journal
 from run_transcription.records import Decoding, Job, ModelHandle
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from run_transcription.uploads import Upload
 
 RECENT = 1000  # identities that are remembered, since duplicates follow one another closely
-
-
-class DoneBefore(Gone):
-    """A recording has its result or its failure already."""
+POLL_ENDS_SECONDS = 5.0  # that giving back waits for a poll under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Desk:
     decoding: Decoding
     formats: tuple[str, ...]
     output: str | None = None  # None: the recording's own bucket
-    buckets: frozenset[str] = frozenset()  # that recordings may lie in; empty: in any
+    buckets: frozenset[str] = frozenset()  # on S3, that recordings may lie in
 
 
 @dataclass(slots=True)
@@ -54,14 +51,19 @@ class Shift:
     heart: Heart
     journal: Journal = field(default_factory=Journal)
     breaker: Breaker = field(default_factory=Breaker)
-    save_seconds: float = 60.0  # between two savings of a long recording's progress
+    save_seconds: float = 60.0  # at most, between two savings of a long recording's progress
     given_back: set[str] = field(default_factory=set)  # addresses of recordings, and not done since
     open: int = 0  # errands that have not ended
     settled: float = field(default_factory=time.monotonic)  # when the last one did
     current: Errand | None = None  # with the model
     handed: deque[str | None] = field(default_factory=lambda: deque(maxlen=RECENT))  # identities, to the outlet
-    intake: threading.Thread | None = None  # that receives
+    polling: threading.Lock = field(default_factory=threading.Lock)  # held while the source is asked
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def let_poll_end(self) -> None:
+        """Wait, but not for ever, for a poll under way: it would bring back at once what is given back now."""
+        if self.polling.acquire(timeout=POLL_ENDS_SECONDS):
+            self.polling.release()
 
 
 class Tally:
@@ -109,6 +111,8 @@ class Errand:
 
     def settle(self, again: float | None) -> None:
         """End: the message may be finished or come again, and the temporary files are gone."""
+        if again is None and self.progress.kept:
+            resume.forget(self.progress.address)
         self.tally.settle(again)
         self.reader.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -144,8 +148,7 @@ class Errand:
         names.check_key(upload.key)
         self._check_options()
         address = names.work_of(self._output(), str(job.identity))
-        before = resume.load(address) if self.tally.delivery.receives > 1 else resume.NOTHING
-        self.progress = resume.Progress(address, before)
+        self.progress = resume.Progress(address, resume.load(address))
         if not storage.is_s3(upload.address):
             return Path(upload.address)
         etag = upload.version if upload.version_id is None else None  # a replaced recording is another job's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from run_transcription import (
     writers,
 )
 from run_transcription.display import Progress
-from run_transcription.errors import Rejected, TranscriptionError
+from run_transcription.errors import DoneBefore, Rejected, TranscriptionError
 from run_transcription.records import (
     Advance,
     AudioFacts,
@@ -125,30 +126,33 @@ def failure(rejection: Rejected, job: Job, handle: ModelHandle, decoding: Decodi
 
 
 def store_failure(result: Result) -> None:
-    """Store the json of a failure, once for each identity."""
+    """Store the json of a failure, once for each identity. Raises DoneBefore where another worker was faster."""
     assert result.job.failed is not None  # noqa: S101 - whoever calls this has named a place
-    written = _written(result, "json", Path(result.job.recording))
-    storage.store(result.job.failed, written, if_absent=result.job.identity is not None)
+    _store_one(result, "json", result.job.failed, Path(result.job.recording))
 
 
 def store(result: Result, path: Path, formats: Sequence[str], began: float) -> Result:
-    """Store the files of a result; the json comes last, since it names the others with their sha256."""
+    """Store the files of a result, the json last, as it names the others. Raises DoneBefore as `store_failure` does."""
     uploading = time.perf_counter()
     for name in sorted(formats, key="json".__eq__):
         now = time.perf_counter()
         result = replace(result, timing=replace(result.timing, upload=now - uploading, wall=now - began))
-        stored = _store_one(result, name, path)
+        address = result.job.results + writers.FORMATS[name].extension
+        stored = _store_one(result, name, address, path)
         result = replace(result, files={**result.files, name: stored})
     return result
 
 
-def _store_one(result: Result, name: str, path: Path) -> StoredFile:
+def _store_one(result: Result, name: str, address: str, path: Path) -> StoredFile:
     """Keep a file that is there already if its address has the job's identity: the same work was done before.
 
     That goes for each format, or of two workers with one message the one's json would name the other's texts.
     """
-    address = result.job.results + writers.FORMATS[name].extension
-    return storage.store(address, _written(result, name, path), if_absent=result.job.identity is not None)
+    written = _written(result, name, path)
+    stored = storage.store(address, written, if_absent=result.job.identity is not None)
+    if name == "json" and stored.sha256 != hashlib.sha256(written).hexdigest():  # ours has our own times in it
+        raise DoneBefore(f"{result.job.recording} was done by another worker meanwhile")
+    return stored
 
 
 def _written(result: Result, name: str, path: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ from run_transcription import demo
 from run_transcription.demo.emulator import emulated, make_stack
 
 numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Listen to Ctrl-C: a suite that a script starts in the background ignores it, and so would what tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

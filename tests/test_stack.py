@@ -11,6 +11,7 @@ import tiny_whisper
 from click.testing import CliRunner
 from emulated_group import IMAGE, WANTED, a_group, answering
 from fakes import tone
+from faults.imds import metadata
 from permissions import Call, Grant
 
 from run_transcription import __main__ as program
@@ -22,7 +23,6 @@ NAME = permissions.GROUP
 BUCKET = f"{NAME}-{permissions.ACCOUNT}-{permissions.REGION}"
 # what is granted to programs that are not ours, and what no emulator makes us call
 OTHERS = {
-    ("TellAbsentFromForbiddenElsewhere", "s3:ListBucket"),  # not called: S3 asks for it when a key is not there
     ("WriteLog", "logs:CreateLogStream"),  # the CloudWatch agent
     ("WriteLog", "logs:DescribeLogStreams"),
     ("WriteLog", "logs:PutLogEvents"),
@@ -164,12 +164,14 @@ def notifications(bucket):
 
 def calls_of_an_instance(patched):
     """Do what only a worker on an instance of the group does, against moto."""
-    with a_group() as (instance, _):
-        with permissions.recorded(patched) as calls:
-            here = ec2.Instance(ec2.Metadata(), instance, "ami-1", permissions.REGION)
+    with a_group() as (instance, _), metadata() as server:
+        server.facts[ec2.TARGET_STATE] = "Terminated"
+        with permissions.recorded(patched) as calls, answering(patched):
+            here = ec2.Instance(ec2.Metadata(server.endpoint), instance, "ami-1", permissions.REGION)
             assert here.outdated(IMAGE)
             here.out_of_service()
             assert here.end(smaller=True)
+            here.let_go()
         return set(calls)
 
 
