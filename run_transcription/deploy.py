@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import aws, changes, display, notifications, options, preflight, stacks, storage
+from run_transcription import aws, changes, display, names, notifications, options, preflight, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ def deploy(  # noqa: PLR0913 - one parameter for each option
     \b
     Examples:
       run-transcription deploy --dry-run
-      run-transcription deploy --max-workers 10 --set OnDemandPercentage=20
+      run-transcription deploy --max-workers 10 --set SpotPercentage=80
     """
     region = stacks.require_region(region)
     given = _parameters(parameter) | ({} if max_workers is None else {"MaxWorkers": str(max_workers)})
-    _check(name, region, given)
+    _require([preflight.credentials(region)])
+    _require(preflight.run(_wanted(name, region, given)))
     prepared = changes.prepare(name, region, given)
     _show(prepared)
     if dry_run:
@@ -51,6 +52,7 @@ def deploy(  # noqa: PLR0913 - one parameter for each option
         changes.carry_out(prepared, _tell)
     stack = stacks.find(name, region)
     _keep_zones_as_they_are(stack)
+    _hear_of_uploads(stack)
     for what, value in (("bucket", stack.bucket), ("queue", stack.live_url), ("log", stack.log_group)):
         click.echo(f"{what:<6} {value}")
 
@@ -76,8 +78,8 @@ def destroy(name: str, region: str | None, *, with_bucket: bool, yes: bool) -> N
     bucket = {each["OutputKey"]: each["OutputValue"] for each in found.get("Outputs", ())}.get("Bucket")
     if bucket is not None and found["StackStatus"] not in changes.REMOVABLE:
         stack = stacks.find(name, region)
-        for attached in stack.attached:
-            notifications.detach(attached, stack)
+        for each in (stack.bucket, *stack.attached):  # S3 takes no new notification beside one to a queue that is gone
+            _detach(each, stack)
         _let_instances_go(stack)
     changes.remove(name, region, _tell)
     if bucket is None:
@@ -97,26 +99,29 @@ def _parameters(given: tuple[str, ...]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _check(name: str, region: str, given: Mapping[str, str]) -> None:
-    """Print the table of checks; raises TranscriptionError where something is to be done first."""
+def _require(checks: list[preflight.Check]) -> None:
+    """Print checks as lines of the table; raises TranscriptionError where something is to be done first."""
+    for check in checks:
+        click.echo(options.one_line(f"{'ok   ' if check.ok else 'TO DO'} {check.name:<16} {check.text}"))
+    if lacking := [check.name for check in checks if not check.ok]:
+        raise TranscriptionError(f"nothing was done: see {', '.join(lacking)} above")
+
+
+def _wanted(name: str, region: str, given: Mapping[str, str]) -> preflight.Wanted:
+    """Return what the stack will be: as the template says, as it is already, as it was asked for."""
     now = {**changes.defaults(region), **stacks.parameters_of(stacks.describe(name, region) or {}), **given}
     try:
-        wanted = preflight.Wanted(
+        return preflight.Wanted(
             stack=name,
             region=region,
             max_workers=int(now["MaxWorkers"]),
-            on_demand_percentage=int(now["OnDemandPercentage"]),
+            spot_percentage=int(now["SpotPercentage"]),
             image_parameter=now["ImageParameter"],
             vpc_id=now["VpcId"],
             subnet_ids=tuple(each for each in now["SubnetIds"].split(",") if each),
         )
     except ValueError as error:
-        raise TranscriptionError(f"MaxWorkers and OnDemandPercentage must be numbers: {error}") from error
-    found = preflight.run(wanted)
-    for check in found:
-        click.echo(options.one_line(f"{'ok   ' if check.ok else 'TO DO'} {check.name:<16} {check.text}"))
-    if lacking := [check.name for check in found if not check.ok]:
-        raise TranscriptionError(f"nothing was done: see {', '.join(lacking)} above")
+        raise TranscriptionError(f"MaxWorkers and SpotPercentage must be numbers: {error}") from error
 
 
 def _show(prepared: changes.ChangeSet) -> None:
@@ -137,6 +142,20 @@ def _keep_zones_as_they_are(stack: stacks.Stack) -> None:
             aws.client("autoscaling", stack.region).suspend_processes(
                 AutoScalingGroupName=stack.group, ScalingProcesses=["AZRebalance"]
             )
+
+
+def _hear_of_uploads(stack: stacks.Stack) -> None:
+    """Let a bucket that an earlier stack has left announce its uploads: CloudFormation takes it up as it is."""
+    if not notifications.is_attached(stack.bucket, stack):
+        notifications.attach(stack.bucket, names.UPLOADS, stack)
+
+
+def _detach(bucket: str, stack: stacks.Stack) -> None:
+    """Take our notification away; a bucket that is gone, or not ours any more, keeps nobody from removing the stack."""
+    try:
+        notifications.detach(bucket, stack)
+    except TranscriptionError as error:
+        display.say(options.one_line(f"passed over: {error}"))
 
 
 def _let_instances_go(stack: stacks.Stack) -> None:
