@@ -93,6 +93,8 @@ def backfill(  # noqa: PLR0913 - one parameter for each option
     with _stoppable() as stop:
         progress = send_all(pages, Run(stack, address, outstanding, stop), progress)
     storage.remove(address)
+    if progress.sent + progress.passed == 0:
+        raise TranscriptionError(f"{source or manifest} names no recording")
     click.echo(f"{progress.sent} sent, {progress.passed} passed over, which have a result or a failure")
 
 

@@ -46,7 +46,7 @@ def deploy(  # noqa: PLR0913 - one parameter for each option
         click.echo("nothing was done: this was a dry run")
         return
     if prepared.rows:
-        if not yes and not click.confirm(f"carry that out on {name} in {region}?", err=True):
+        if not yes and not _agreed(f"carry that out on {name} in {region}?"):
             changes.discard(prepared)
             raise TranscriptionError("nothing was done")
         changes.carry_out(prepared, _tell)
@@ -73,7 +73,7 @@ def destroy(name: str, region: str | None, *, with_bucket: bool, yes: bool) -> N
     if found is None:
         raise TranscriptionError(f"there is no stack {name} in {region}")
     what = f"the stack {name} in {region}{' and all recordings and results in its bucket' if with_bucket else ''}"
-    if not yes and not click.confirm(f"remove {what}?", err=True):
+    if not yes and not _agreed(f"remove {what}?"):
         raise TranscriptionError("nothing was done")
     bucket = {each["OutputKey"]: each["OutputValue"] for each in found.get("Outputs", ())}.get("Bucket")
     if bucket is not None and found["StackStatus"] not in changes.REMOVABLE:
@@ -89,6 +89,15 @@ def destroy(name: str, region: str | None, *, with_bucket: bool, yes: bool) -> N
         click.echo(f"{bucket} is removed, with {removed} versions of objects")
     else:
         click.echo(f"{bucket} is kept")
+
+
+def _agreed(question: str) -> bool:
+    """Ask; Ctrl-C and an end of the input are a no, after which all is tidied up."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        click.echo(err=True)
+        return False
 
 
 def _parameters(given: tuple[str, ...]) -> dict[str, str]:

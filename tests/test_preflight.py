@@ -94,7 +94,9 @@ def test_without_credentials_that_is_the_first_line(command):
     with environment(clean_environment() | dict.fromkeys(FILES, os.devnull) | nobody):
         done = CliRunner().invoke(program.main, command)
     assert done.exit_code == 1
-    assert re.fullmatch(r"TO DO credentials +cannot use these AWS credentials: .*credentials.*\n", done.stdout)
+    assert re.fullmatch(
+        r"TO DO credentials +cannot use these AWS credentials: there are no credentials: run .*\n", done.stdout
+    )
     assert done.stderr == "Error: nothing was done: see credentials above\n"
 
 

@@ -89,6 +89,7 @@ def life(emulator, patched, tmp_path_factory):
         run("submit", found.folder / "talk.wav", "--bucket", BUCKET)
         run("backfill", "s3://calls/old/")
         run("backfill", f"s3://{BUCKET}/uploads/")
+        found.said["nothing to send"] = run("backfill", "s3://calls/nothing/", status=1).stderr
     found.calls["operator"] = set(calls)
     found.calls["worker"] = work(found, stack, topic, patched) | calls_of_an_instance(patched)
     write_log(stack)
@@ -132,6 +133,7 @@ def have_an_account():
 def make(found, topic):
     """Deploy, deploy again, change, and attach buckets."""
     found.said["rehearsal"] = run("deploy", "--max-workers", 0, "--dry-run").output
+    found.said["refusal"] = run("deploy", "--max-workers", 0, status=1).stderr  # nobody answers
     found.said["after rehearsal"] = run("status", status=1).stderr
     found.said["deploy"] = run("deploy", "--max-workers", 0, "--yes").output
     found.said["again"] = run("deploy", "--yes").output
@@ -248,6 +250,12 @@ def test_a_rehearsal_shows_all_and_leaves_nothing(life):
     assert life.said["after rehearsal"].startswith(f"Error: there is no stack {NAME}")
 
 
+def test_without_an_answer_nothing_is_done(life):
+    """An end of the input is a no, and leaves no more than a rehearsal."""
+    assert life.said["refusal"].startswith(f"carry that out on {NAME} in us-east-1? [y/N]: ")
+    assert life.said["refusal"].endswith("Error: nothing was done\n")
+
+
 def test_a_deployment_tells_its_progress_and_where_things_are(life):
     """Each resource is named as it comes, and at the end the bucket that takes recordings."""
     assert "CREATE_COMPLETE              LiveQueue" in life.said["deploy"]
@@ -273,6 +281,11 @@ def test_recordings_of_all_ways_in_are_transcribed_into_the_stacks_bucket(life):
     assert done == {"results/uploads/talk.wav", "results/in/call.wav", "results/old/call.wav"}
     assert "COMPLETED" in life.said["results"]
     assert life.said["count"] == "1 of 1 done\n"
+
+
+def test_a_backfill_of_nothing_says_so(life):
+    """A prefix that was mistyped is no success."""
+    assert life.said["nothing to send"].endswith("Error: s3://calls/nothing/ names no recording\n")
 
 
 def test_an_attached_buckets_other_notifications_stay(life):
