@@ -90,21 +90,13 @@ class Instance:
         return None
 
     def end(self, *, smaller: bool) -> bool:
-        """End this instance, with `smaller` lowering what its group wants; False where the group must not shrink.
-
-        One of more than are wanted ends without another in its place, and what is wanted stays.
-        """
+        """End this instance, with `smaller` lowering what its group wants; False where the group must not shrink."""
         group = self._group()
-        if group is None:
-            return False
-        wanted = group["DesiredCapacity"]
-        there = [each for each in group["Instances"] if not each["LifecycleState"].startswith("Terminat")]
-        lower = smaller and len(there) <= wanted
-        if lower and wanted <= group["MinSize"]:
+        if group is None or (smaller and group["DesiredCapacity"] <= group["MinSize"]):
             return False
         with aws.plainly(f"end the instance {self.id}"):
             aws.client("autoscaling", self.region).terminate_instance_in_auto_scaling_group(
-                InstanceId=self.id, ShouldDecrementDesiredCapacity=lower
+                InstanceId=self.id, ShouldDecrementDesiredCapacity=smaller
             )
         return True
 

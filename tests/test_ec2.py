@@ -114,26 +114,6 @@ def test_an_instance_leaves_its_group_as_it_must(service):
     aws.forget_clients()
 
 
-def test_one_of_more_than_are_wanted_ends_at_the_minimum_too(service):
-    """A group that was set to 0 keeps its protected instances: they end when idle, and none takes their place."""
-    with mock_aws():
-        aws.forget_clients()
-        client = boto3.client("autoscaling", region_name="us-east-1")
-        client.create_launch_configuration(LaunchConfigurationName="l", ImageId="ami-1", InstanceType="t2.micro")
-        size = {"MinSize": 0, "MaxSize": 3, "DesiredCapacity": 2, "AvailabilityZones": ["us-east-1a"]}
-        client.create_auto_scaling_group(
-            AutoScalingGroupName="g", LaunchConfigurationName="l", NewInstancesProtectedFromScaleIn=True, **size
-        )
-        client.set_desired_capacity(AutoScalingGroupName="g", DesiredCapacity=0)
-        for left in (1, 0):
-            (group,) = client.describe_auto_scaling_groups(AutoScalingGroupNames=["g"])["AutoScalingGroups"]
-            service.facts["instance-id"] = group["Instances"][0]["InstanceId"]
-            assert ec2.instance().end(smaller=True)
-            (group,) = client.describe_auto_scaling_groups(AutoScalingGroupNames=["g"])["AutoScalingGroups"]
-            assert (group["DesiredCapacity"], len(group["Instances"])) == (0, left)
-    aws.forget_clients()
-
-
 def test_an_instance_without_a_group_stays(service):
     """A machine that a person has started is not the worker's to end."""
     with mock_aws():
