@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import aws, changes, display, names, notifications, options, preflight, stacks, storage
+from run_transcription import changes, display, fleet, names, notifications, options, preflight, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-PROTECTED_AT_ONCE = 50  # instances in one call
 
 
 @options.command("deploy")
@@ -51,7 +49,8 @@ def deploy(  # noqa: PLR0913 - one parameter for each option
             raise TranscriptionError("nothing was done")
         changes.carry_out(prepared, _tell)
     stack = stacks.find(name, region)
-    _keep_zones_as_they_are(stack)
+    if stack.group is not None:
+        fleet.keep_zones_as_they_are(stack.group, region)
     _hear_of_uploads(stack)
     for what, value in (("bucket", stack.bucket), ("queue", stack.live_url), ("log", stack.log_group)):
         click.echo(f"{what:<6} {value}")
@@ -80,7 +79,8 @@ def destroy(name: str, region: str | None, *, with_bucket: bool, yes: bool) -> N
         stack = stacks.find(name, region)
         for each in (stack.bucket, *stack.attached):  # S3 takes no new notification beside one to a queue that is gone
             _detach(each, stack)
-        _let_instances_go(stack)
+        if stack.group is not None:
+            fleet.let_instances_go(stack.group, region)
     changes.remove(name, region, _tell)
     if bucket is None:
         return
@@ -144,15 +144,6 @@ def _tell(event: changes.Event) -> None:
     display.say(options.one_line(f"{event.status:<28} {event.resource} {event.reason}".rstrip()))
 
 
-def _keep_zones_as_they_are(stack: stacks.Stack) -> None:
-    """Stop the group from ending instances to even out its zones: they may be at work."""
-    if stack.group is not None:
-        with aws.plainly(f"suspend AZRebalance of {stack.group}"):
-            aws.client("autoscaling", stack.region).suspend_processes(
-                AutoScalingGroupName=stack.group, ScalingProcesses=["AZRebalance"]
-            )
-
-
 def _hear_of_uploads(stack: stacks.Stack) -> None:
     """Let a bucket that an earlier stack has left announce its uploads: CloudFormation takes it up as it is."""
     if not notifications.is_attached(stack.bucket, stack):
@@ -165,22 +156,3 @@ def _detach(bucket: str, stack: stacks.Stack) -> None:
         notifications.detach(bucket, stack)
     except TranscriptionError as error:
         display.say(options.one_line(f"passed over: {error}"))
-
-
-def _let_instances_go(stack: stacks.Stack) -> None:
-    """Take the protection from a group's instances: the group could not be deleted with them."""
-    if stack.group is None:
-        return
-    client = aws.client("autoscaling", stack.region)
-    with aws.plainly(f"end the instances of {stack.group}"):
-        client.update_auto_scaling_group(
-            AutoScalingGroupName=stack.group, MaxSize=0, DesiredCapacity=0, NewInstancesProtectedFromScaleIn=False
-        )
-        groups = client.describe_auto_scaling_groups(AutoScalingGroupNames=[stack.group])["AutoScalingGroups"]
-        ids = [each["InstanceId"] for group in groups for each in group["Instances"]]
-        for first in range(0, len(ids), PROTECTED_AT_ONCE):
-            client.set_instance_protection(
-                AutoScalingGroupName=stack.group,
-                InstanceIds=ids[first : first + PROTECTED_AT_ONCE],
-                ProtectedFromScaleIn=False,
-            )

@@ -20,7 +20,7 @@ from permissions import Call, Grant
 from policies import allows, denies
 
 from run_transcription import __main__ as program
-from run_transcription import aws, changes, deploy, ec2, fleet_report, preflight, sources, stacks, storage
+from run_transcription import aws, changes, ec2, fleet, fleet_report, preflight, sources, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 ROOT = Path(__file__).parents[1]
@@ -176,7 +176,7 @@ def work(found, stack, topic, patched):
     with permissions.recorded(patched) as calls:
         sources.SqsSource(stack.backfill_url).receive().release()  # as a worker does that is told to stop
     names = user_data.NAMES | {"LiveQueue": stack.live_url, "BackfillQueue": stack.backfill_url, "Bucket": BUCKET}
-    (told, *_) = yaml.safe_load(user_data.text(names, topic))["write_files"]
+    (told, *_) = yaml.safe_load(user_data.text(names, topic, ("calls",)))["write_files"]
     model = tiny_whisper.make(found.folder / "tiny")
     options = ("--once", "--no-vad", "--model", model, "--save-seconds", 0)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSCRIBE_")}
@@ -376,8 +376,10 @@ def calls(life, patched):
         with permissions.recorded(patched) as made, answering(patched):
             preflight.run(WANTED)
             preflight.run(replace(WANTED, vpc_id="vpc-1", subnet_ids=("subnet-1",)))
-            deploy._keep_zones_as_they_are(stack)
-            deploy._let_instances_go(stack)
+            patched.setattr(fleet, "HEARD_SECONDS", 0.0)
+            fleet.keep_zones_as_they_are(stack.group, stack.region)
+            fleet.renew(stack.group, stack.region)
+            fleet.let_instances_go(stack.group, stack.region)
         found["deployer"] |= made
     return found
 

@@ -19,9 +19,9 @@ UNIT = "/etc/systemd/system/transcribe-worker.service"
 TOPIC = "arn:aws:sns:us-east-1:000000000000:done"
 
 
-def told(topic=None):
+def told(topic=None, attached=()):
     """Return the user data as cloud-init reads it."""
-    written = user_data.text(user_data.NAMES, topic)
+    written = user_data.text(user_data.NAMES, topic, attached)
     assert written.startswith("#cloud-config\n")
     return yaml.safe_load(written)
 
@@ -52,10 +52,10 @@ def test_the_shell_lines_are_in_order(tmp_path):
         assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("topic", [None, TOPIC])
-def test_the_worker_is_told_what_it_needs_and_knows_all_of_it(topic, monkeypatch):
-    """Each variable is an option of the worker; the topic is one of them where there is a topic."""
-    environment = user_data.environment(told(topic)["write_files"][0]["content"])
+@pytest.mark.parametrize(("topic", "attached"), [(None, ()), (TOPIC, ("calls", "talks"))])
+def test_the_worker_is_told_what_it_needs_and_knows_all_of_it(topic, attached, monkeypatch):
+    """Each variable is an option of the worker; topic and attached buckets are among them where there are any."""
+    environment = user_data.environment(told(topic, attached)["write_files"][0]["content"])
     assert environment.pop("AWS_DEFAULT_REGION") == "us-east-1"
     assert environment.keys() <= {options.environment_variable(option) for option in worker.worker.params}
     assert environment.get("TRANSCRIBE_NOTIFY_TOPIC") == topic
@@ -63,6 +63,7 @@ def test_the_worker_is_told_what_it_needs_and_knows_all_of_it(topic, monkeypatch
     read = worker.worker.make_context("worker", []).params
     assert read["queue_url"] == user_data.NAMES["LiveQueue"]
     assert read["backfill_url"] == user_data.NAMES["BackfillQueue"]
+    assert read["buckets"] == ("some-bucket", *attached)
     assert read["output"] == "s3://some-bucket"
     assert read["idle_seconds"] == 600
 

@@ -18,7 +18,7 @@ NAMES = {
 }
 
 
-def text(names: dict[str, str], topic: str | None = None) -> str:
+def text(names: dict[str, str], topic: str | None = None, attached: tuple[str, ...] = ()) -> str:
     """Return the user data as an instance gets it; every name must be among those given."""
     template, _ = decode(str(TEMPLATE))
     written, variables = template["Resources"]["LaunchTemplate"]["Properties"]["LaunchTemplateData"]["UserData"][
@@ -26,9 +26,18 @@ def text(names: dict[str, str], topic: str | None = None) -> str:
     ]["Fn::Sub"]
     _, with_topic, without = variables["Notify"]["Fn::If"]
     filled = {**names, "Notify": with_topic["Fn::Sub"] if topic else without, "NotificationTopic": topic or ""}
-    for _ in range(2):  # the topic's name stands in a variable
+    (buckets, more), own = _several(variables["Buckets"]["Fn::If"])
+    filled |= {"Buckets": buckets if attached else own, "More": more.join(attached)}
+    for _ in range(2):  # names stand in variables
         written = re.sub(r"\$\{([\w:]+)\}", lambda found: filled[found[1]], str(written))
     return written
+
+
+def _several(chosen: list) -> tuple[tuple[str, str], str]:
+    """Return how the template writes several buckets, what it puts between the attached ones, and how it writes one."""
+    _, several, one = chosen
+    written, variables = several["Fn::Sub"]
+    return (str(written), str(variables["More"]["Fn::Join"][0])), f"${{{one['Ref']}}}"
 
 
 def environment(lines: str) -> dict[str, str]:
