@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from run_transcription import aws, fleet
@@ -26,7 +27,7 @@ class Wanted:
     stack: str
     region: str
     max_workers: int
-    on_demand_percentage: int
+    spot_percentage: int
     image_parameter: str
     vpc_id: str
     subnet_ids: tuple[str, ...]
@@ -34,7 +35,7 @@ class Wanted:
     @property
     def on_demand(self) -> int:
         """Instances that are paid on demand, at full size."""
-        return math.ceil(self.max_workers * self.on_demand_percentage / 100)
+        return math.ceil(self.max_workers * (100 - self.spot_percentage) / 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +51,28 @@ class Lacking(TranscriptionError):
     """Something that has to be done before a deployment."""
 
 
+def credentials(region: str) -> Check:
+    """Return the check that all others need: whose account it is."""
+    return _check("credentials", lambda: _account(region))
+
+
 def run(wanted: Wanted) -> list[Check]:
-    """Return all checks in order; what only a fleet needs is left out where there is none."""
-    rows = CHECKS if wanted.max_workers else CHECKS[:2]
-    return [_check(name, look, wanted) for name, look in rows]
+    """Return all other checks in order; what only a fleet needs is left out where there is none."""
+    rows = CHECKS if wanted.max_workers else CHECKS[:1]
+    return [_check(name, partial(look, wanted)) for name, look in rows]
 
 
-def _check(name: str, look: Callable[[Wanted], str], wanted: Wanted) -> Check:
+def _check(name: str, look: Callable[[], str]) -> Check:
     try:
-        return Check(name, ok=True, text=look(wanted))
+        return Check(name, ok=True, text=look())
     except TranscriptionError as error:
         return Check(name, ok=False, text=str(error))
 
 
-def _credentials(wanted: Wanted) -> str:
+def _account(region: str) -> str:
     with aws.plainly("use these AWS credentials"):
-        found = aws.client("sts", wanted.region).get_caller_identity()
-    return f"account {found['Account']} as {found['Arn']}, in {wanted.region}"
+        found = aws.client("sts", region).get_caller_identity()
+    return f"account {found['Account']} as {found['Arn']}, in {region}"
 
 
 def _name(wanted: Wanted) -> str:
@@ -194,9 +200,8 @@ def _price(wanted: Wanted) -> str:
     return f"{wanted.max_workers} instances cost ${low:.2f} to ${high:.2f} an hour, by their types"
 
 
-# the first two hold without a fleet too
+# the first one holds without a fleet too
 CHECKS: tuple[tuple[str, Callable[[Wanted], str]], ...] = (
-    ("credentials", _credentials),
     ("name", _name),
     ("image", _image),
     ("quota on demand", _on_demand_quota),

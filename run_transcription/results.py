@@ -24,6 +24,7 @@ class Found:
     """A result or a failure: where its json is, and which content of the recording it is about."""
 
     address: str
+    recording: str
     written: str  # when, in UTC
     status: str
     version: str | None
@@ -47,7 +48,8 @@ def read(address: str, written: str = "") -> Found:
         document = json.loads(storage.read(address))
         about, error = document["input"], document["error"]
         said = f"{error['code']}: {error['message']}" if error else None
-        return Found(address, written, document["status"], about["version"], about["sequencer"], said)
+        facts = (document["status"], about["version"], about["sequencer"], said)
+        return Found(address, about["recording"], written, *facts)
     except (ValueError, TypeError, KeyError) as error:
         raise TranscriptionError(f"{address} is no result: {error!r}") from error
 

@@ -21,7 +21,7 @@ ANSWERS = {
     ("pricing", "GetProducts"): {"PriceList": [json.dumps(PRICE)]},
     ("service-quotas", "GetServiceQuota"): {"Quota": {"Value": 64.0}},
 }
-WANTED = preflight.Wanted(GROUP, REGION, 10, 20, IMAGE, "", ())
+WANTED = preflight.Wanted(GROUP, REGION, 10, 80, IMAGE, "", ())
 
 
 @contextmanager

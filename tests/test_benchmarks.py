@@ -14,6 +14,7 @@ sys.path.append(str(BENCHMARKS))
 import charts  # noqa: E402
 import common  # noqa: E402
 import residency  # noqa: E402
+import sizing  # noqa: E402
 import summary  # noqa: E402
 
 
@@ -22,6 +23,21 @@ def test_the_document_holds_what_the_records_say():
     document = summary.DOCUMENT.read_text(encoding="utf-8")
     assert summary.rendered(document, summary.RESULTS) == document
     assert "<!-- loading: begin -->" in document
+
+
+def test_the_sizing_page_holds_what_was_measured_and_reckons_right():
+    """Its table is made from a record, and each row is the page's own formula."""
+    document = summary.SIZING.read_text(encoding="utf-8")
+    assert summary.rendered(document, summary.RESULTS) == document
+    rows = [line.strip("| ").split(" | ") for line in sizing.table(summary.RESULTS).splitlines()[2:]]
+    measured, unknown, *examples = rows
+    assert float(measured[0]) == sizing.measured(summary.RESULTS)[0]
+    assert unknown[0] == "not measured"
+    for rate, _, needed, time, cheap, dear in (measured, *examples):
+        exact = 1_000_000 * 5 / 60 / (float(rate) * 0.9)
+        assert float(needed.replace(",", "")) == pytest.approx(exact, abs=0.51)
+        assert float(time.split()[0]) == pytest.approx(exact / 20, abs=0.051)
+        assert float(cheap[1:].replace(",", "")) * 2 == pytest.approx(float(dear[1:].replace(",", "")), abs=1.01)
 
 
 def test_the_pictures_are_those_of_the_records(tmp_path):
