@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from run_transcription import coverage, quality, seams, tokens
-from run_transcription.audit import Quality, Span
+from run_transcription import chunking, coverage, quality, seams, tokens
+from run_transcription.audit import Quality, Reason, Span
 from run_transcription.batches import Decoder
 from run_transcription.hearing import Passage, Region
 from run_transcription.records import (
@@ -54,8 +54,8 @@ class Assembly:
     decoder: Decoder
     segments: list[Segment] = field(default_factory=list)
     speech: list[Region] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)  # of passages and of what was decoded beside them
     voiced: list[Row] = field(default_factory=list)  # of passages with text
+    retried: int = 0  # rows that were decoded more than once
     truncated: int = 0
     doubtful_seams: int = 0
     last: _Part | None = None
@@ -74,7 +74,7 @@ class Assembly:
         for part in line[:-1]:
             self.segments += part.segments
         self.last = line[-1]
-        self.rows += rows.values()
+        self.retried += sum(row.attempts > 1 for row in rows.values())
         return tuple(rows.items())
 
     def take(self, passed: Sequence[tuple[Chunk, Row]], speech: Sequence[Region]) -> None:
@@ -103,44 +103,49 @@ class Assembly:
         return tuple(tokens.segments(row, chunk, self.engine.tokenizer, ratio))
 
     def _find_lost(self, parts: Sequence[_Part]) -> dict[Chunk, Row]:
-        """Decode speech without text once more, with other cuts, and put what was said there in its place."""
+        """Decode speech without text once more, with other cuts, and put what was said there in its place.
+
+        What is only known to be loud is heard by itself, so that the model can tell that nobody speaks: in a noise
+        between words it hears words.
+        """
+        aside = ASIDE if self.decoding.vad else coverage.COLLAR
         lost = [
-            (part, region, _aside(region, part.passage.chunk))
+            (part, region, chunk)
             for part in parts
             for region in coverage.uncovered(part.passage.speech, part.segments)
+            for chunk in _aside(region, part.passage, aside)
         ]
-        windows = {chunk: _samples(part, chunk) for part, _, chunk in lost if chunk != part.passage.chunk}
-        rows = self.decoder.rows(windows)
+        rows = self.decoder.rows({chunk: _samples(part, chunk) for part, _, chunk in lost})
         for part, region, chunk in lost:
-            if chunk in rows:
-                span = Span(region.start / SAMPLE_RATE, region.end / SAMPLE_RATE)
-                sure = tuple(each for each in self._said(chunk, rows) if each.confidence >= SURE)
-                part.segments = _merged(part.segments, seams.missing(part.segments, sure, span, self.engine.tokenizer))
+            gap = _gap(region, part.segments)
+            sure = tuple(each for each in self._said(chunk, rows) if each.confidence >= SURE)
+            part.segments = _merged(part.segments, seams.missing(part.segments, sure, gap, self.engine.tokenizer))
         return rows
 
     def _join(self, line: Sequence[_Part]) -> dict[Chunk, Row]:
         """Join neighbours that overlap; where they don't agree, by what is heard in a window around the seam."""
         pairs = [(a, b) for a, b in itertools.pairwise(line) if b.passage.chunk.start < a.passage.chunk.end]
-        tokenizer = self.engine.tokenizer
-        doubtful = []
+        doubtful = [(a, b, _window(a, b)) for a, b in pairs if not self._joined(a, b).agree]
+        rows = self.decoder.rows({window: _both(a, b, window) for a, b, window in doubtful})
         for left, right in pairs:
-            joined = seams.join(left.segments, right.segments, _overlap(left, right), tokenizer)
-            if joined.agree:
-                left.segments, right.segments = joined.left, joined.right
-            else:
-                doubtful.append((left, right, _window(left, right)))
-        rows = self.decoder.rows({chunk: _both(left, right, chunk) for left, right, chunk in doubtful})
-        for left, right, chunk in doubtful:
-            between = self._said(chunk, rows)
-            before = seams.join(left.segments, between, _span(chunk.start, left.passage.chunk.end), tokenizer)
-            after = seams.join(before.right, right.segments, _span(right.passage.chunk.start, chunk.end), tokenizer)
-            if before.agree and after.agree:
-                left.segments, right.segments = (*before.left, *after.left), after.right
-            else:
-                self.doubtful_seams += 1
-                joined = seams.join(left.segments, right.segments, _overlap(left, right), tokenizer)
-                left.segments, right.segments = joined.left, joined.right
+            joined = self._joined(left, right)
+            if not joined.agree and (window := _window(left, right)) in rows:
+                joined = self._joined_by(left, right, window, rows) or joined
+            self.doubtful_seams += not joined.agree
+            left.segments, right.segments = joined.left, joined.right
         return rows
+
+    def _joined(self, left: _Part, right: _Part) -> seams.Joined:
+        overlap = _span(right.passage.chunk.start, left.passage.chunk.end)
+        return seams.join(left.segments, right.segments, overlap, self.engine.tokenizer)
+
+    def _joined_by(self, left: _Part, right: _Part, window: Chunk, rows: Mapping[Chunk, Row]) -> seams.Joined | None:
+        """Join two parts by what was heard in a window over their seam; None where that differs, too."""
+        between, tokenizer = self._said(window, rows), self.engine.tokenizer
+        before = seams.join(left.segments, between, _span(window.start, left.passage.chunk.end), tokenizer)
+        after = seams.join(before.right, right.segments, _span(right.passage.chunk.start, window.end), tokenizer)
+        agree = before.agree and after.agree
+        return seams.Joined((*before.left, *after.left), after.right, agree=True) if agree else None
 
     def _audit(self, transcript: Transcript) -> Quality:
         speech = coverage.merged(self.speech)
@@ -148,15 +153,14 @@ class Assembly:
         share = 1 - coverage.length(left) / coverage.length(speech) if speech else None
         confidence = _confidence(transcript.segments)
         failing = sorted({name for row in self.voiced for name in self.decoder.failing(row)})
-        doubts = {
+        doubts: dict[Reason, bool] = {
             "speech_without_text": share is not None and share < WHOLE,
             "low_confidence": confidence is not None and confidence < SURE,
             "sides_of_a_seam_differ": self.doubtful_seams > 0,
         }
         reasons = (*(name for name, doubt in doubts.items() if doubt), *failing)
         uncovered = tuple(_span(region.start, region.end) for region in left)
-        retried = sum(row.attempts > 1 for row in self.rows)
-        return Quality(share, uncovered, retried, confidence, bool(reasons), reasons)
+        return Quality(share, uncovered, self.retried, confidence, bool(reasons), reasons)
 
 
 def _confidence(segments: Sequence[Segment]) -> float | None:
@@ -169,14 +173,24 @@ def _span(start: int, end: int) -> Span:
     return Span(round(start / SAMPLE_RATE, 3), round(end / SAMPLE_RATE, 3))
 
 
-def _overlap(left: _Part, right: _Part) -> Span:
-    return _span(right.passage.chunk.start, left.passage.chunk.end)
+def _gap(region: Region, segments: Sequence[Segment]) -> Span:
+    """Return the stretch between the texts before and behind speech without one: the audit leaves a collar at both."""
+    start, end, collar = (samples / SAMPLE_RATE for samples in (region.start, region.end, coverage.COLLAR + 1))
+    before = (segment.end for segment in segments if start - collar <= segment.end <= start)
+    behind = (segment.start for segment in segments if end <= segment.start <= end + collar)
+    return Span(max(before, default=start), min(behind, default=end))
 
 
-def _aside(region: Region, chunk: Chunk) -> Chunk:
-    """Return a window around lost speech, inside its chunk and cut elsewhere."""
-    aside = min(ASIDE, (chunk.end - chunk.start) // 8)
-    return Chunk(max(region.start - aside, chunk.start), min(region.end + aside, chunk.end))
+def _aside(region: Region, passage: Passage, most: int) -> list[Chunk]:
+    """Return a window around lost speech, inside its chunk and cut elsewhere; two where it fills the chunk."""
+    chunk = passage.chunk
+    aside = min(most, (chunk.end - chunk.start) // 8)
+    window = Chunk(max(region.start - aside, chunk.start), min(region.end + aside, chunk.end))
+    if window != chunk:
+        return [window]
+    third = (chunk.end - chunk.start) // 3
+    cut = chunk.start + chunking.quietest(passage.samples, third, 2 * third)
+    return [Chunk(chunk.start, cut), Chunk(cut, chunk.end)]
 
 
 def _window(left: _Part, right: _Part) -> Chunk:

@@ -13,6 +13,7 @@ from run_transcription.records import Timing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from run_transcription.audit import Failing
     from run_transcription.records import Batch, Chunk, Decoding, Engine, ModelFacts, Row, Samples
 
 HOTTEST = 1.0  # the last temperature that is tried
@@ -45,7 +46,7 @@ class Decoder:
             waiting = {chunk: samples for chunk, samples in waiting.items() if self.failing(kept[chunk])}
         return {chunk: kept[chunk] if chunk in kept else self._finished[chunk] for chunk in windows}
 
-    def failing(self, row: Row) -> tuple[quality.Failing, ...]:
+    def failing(self, row: Row) -> tuple[Failing, ...]:
         """Return by which measures a row fails."""
         return quality.failing(row, self._engine.tokenizer.decode(row.tokens), self._decoding)
 

@@ -186,7 +186,10 @@ class Engine(Protocol):
         """Decode windows (each float32 [samples], at most 30 s): a row for each, in order. May raise OutOfMemory."""
 
     def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
-        """Decode float32 [samples] of any length by its library's long form: a row for each segment."""
+        """Decode float32 [samples] of any length by its library's long form: a row for each segment.
+
+        May raise OutOfMemory.
+        """
 
 
 class Tokenizer(Protocol):

@@ -41,6 +41,7 @@ LIMITS: dict[str, Schema] = {
     "confidence": SHARE | {"description": "geometric mean of the probabilities of its tokens"},
     "coverage": {"description": "share of the speech found that has text; null where no speech was found"},
     "uncovered": {"description": "speech found that has no text"},
+    "reasons": {"description": "for a review; the last four: what a window failed by at every temperature"},
     "retried_rows": {"minimum": 0, "description": "windows that were decoded more than once"},
     "no_speech_prob": SHARE,
     "compression_ratio": {"minimum": 0},

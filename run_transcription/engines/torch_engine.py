@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from run_transcription.errors import OutOfMemory, Rejected, TranscriptionError
 from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, Row, Timing, Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from transformers import WhisperForConditionalGeneration
     from transformers.modeling_outputs import BaseModelOutput
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from run_transcription.records import Samples
 
 MULTILINGUAL_VOCABULARY = 51_865  # ids; openai/whisper tells English-only checkpoints by having fewer
-NO_ROOM = ("not enough memory", "can't allocate memory", "CUDA out of memory")  # how torch says it
+NO_ROOM = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")  # in any of torch's errors
 
 # transformers warns of what its own Whisper code hands to its own `generate`, and of an attention mask that Whisper
 # doesn't use: neither can be avoided from here
@@ -88,22 +89,20 @@ class TorchEngine:
         Raises Rejected for a language or a task that the model doesn't have, OutOfMemory where they are too many at a
         time, TranscriptionError where it gives NaN.
         """
-        try:
+        with _no_room_told(f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size"):
             return self._transcribe(windows, self.check(decoding))
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_ROOM):
-                raise OutOfMemory(
-                    f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size"
-                ) from error
-            raise
 
     def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
-        """Decode float32 [samples] of any length by transformers' long form, in the language of its first window."""
+        """Decode float32 [samples] of any length by transformers' long form, in the language of its first window.
+
+        Raises OutOfMemory where the recording is too long for it.
+        """
         decoding = self.check(decoding)
-        with torch.inference_mode():
-            features = self._features([samples[: self._features.samples]]).to(self._model.dtype)
-            start = self._start(self._model.model.encoder(features), decoding)
-        found = long_form.passed(self._model, samples, decoding, self._chosen(start.languages[0], decoding))
+        with _no_room_told("the whole recording at once does not fit into memory: leave --sequential out"):
+            with torch.inference_mode():
+                features = self._features([samples[: self._features.samples]]).to(self._model.dtype)
+                start = self._start(self._model.model.encoder(features), decoding)
+            found = long_form.passed(self._model, samples, decoding, self._chosen(start.languages[0], decoding))
         language, probability = start.languages[0], start.probabilities[0]
         return tuple((chunk, replace(row, language=language, language_probability=probability)) for chunk, row in found)
 
@@ -180,6 +179,18 @@ class TorchEngine:
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
         return time.perf_counter()
+
+
+@contextmanager
+def _no_room_told(message: str) -> Iterator[None]:
+    """Turn the errors by which torch, CUDA's libraries and numpy say that memory has run out into one of ours."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        no_room = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if no_room or any(words in str(error) for words in NO_ROOM):
+            raise OutOfMemory(message) from error
+        raise
 
 
 def _complete(settings: object, tokenizer: Vocabulary, *, multilingual: bool) -> None:
