@@ -113,7 +113,8 @@ class _Lane:
         one_by_one, size = self._decoding.condition_on_previous_text, self._decoding.batch_size
         size = 1 if one_by_one else size
         voting = self._decoding.language is None and not one_by_one
-        batch = tuple(itertools.islice(passages, max(size, languages.WINDOWS) if voting else size))
+        batches = -(-languages.WINDOWS // size) if voting else 1  # all that vote are decoded before any of them is kept
+        batch = tuple(itertools.islice(passages, batches * size))
         while batch:
             rows = self.work.add(batch)
             self.seconds = batch[-1].chunk.end / SAMPLE_RATE

@@ -114,13 +114,12 @@ def search(
 def _step(rows: Sequence[_Row], logprobs: torch.Tensor, plan: Plan, end: int) -> list[tuple[int, int]]:
     """Let each row's beams go on by a token; return for each where it comes from among all beams, and its token."""
     count, words = plan.beams, logprobs.shape[1]
-    first = not rows[0].live[0].tokens
     totals = torch.tensor([[beam.total for beam in row.live] for row in rows], device=logprobs.device)
-    if first:
-        totals[:, 1:] = -torch.inf  # all beams are still one and the same
-    scores = (totals[:, :, None] + logprobs.view(len(rows), count, words)).flatten(1)
-    places = scores.topk(2 * count).indices
-    steps = logprobs.view(len(rows), -1).gather(1, places).tolist()
+    gained = logprobs.view(len(rows), count, words)
+    if not rows[0].live[0].tokens:
+        gained[:, 1:] = -torch.inf  # all beams are still one and the same
+    places = (totals[:, :, None] + gained).flatten(1).topk(2 * count).indices
+    steps = gained.flatten(1).gather(1, places).tolist()
     chosen = []
     for number, (row, candidates, gains) in enumerate(zip(rows, places.tolist(), steps, strict=True)):
         live: list[Beam] = []
@@ -128,7 +127,7 @@ def _step(rows: Sequence[_Row], logprobs: torch.Tensor, plan: Plan, end: int) ->
             source, token = divmod(place, words)
             before = row.live[source]
             if token == end:
-                if len(row.finished) < plan.wanted:
+                if gain > -torch.inf and len(row.finished) < plan.wanted:
                     row.finished.append(Beam(before.tokens, (*before.logprobs, gain), complete=True))
             else:
                 live.append(Beam((*before.tokens, token), (*before.logprobs, gain)))

@@ -59,6 +59,7 @@ def best(beams: Sequence[Beam], candidates: int, penalty: float | None) -> list[
 def complete(settings: object, vocabulary: Vocabulary, *, multilingual: bool) -> None:
     """Add to a generation config what older checkpoints lack there: the vocabulary has it too."""
     missing: dict[str, object] = {"is_multilingual": multilingual, "no_timestamps_token_id": vocabulary.no_timestamps}
+    missing |= {"prev_sot_token_id": vocabulary.previous}
     if multilingual and not hasattr(settings, "lang_to_id"):
         missing |= {"lang_to_id": vocabulary.languages(), "task_to_id": vocabulary.tasks()}
     for name, value in missing.items():
