@@ -59,7 +59,7 @@ def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who f
     """
     decoding = engine.check(decoding)
     began = time.perf_counter()
-    numbers = (None,) if kept is None else tuple(number + 1 for number in kept)
+    numbers: tuple[int | None, ...] = (None,) if kept is None else tuple(number + 1 for number in kept)
     heard = clipped(blocks, decoding.clip_timestamps)
     streams = [heard] if kept is None else channels.separated(heard, len(kept))
     lanes = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import subprocess
@@ -101,17 +102,24 @@ class Browser:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
 
+def _high(number):
+    """Return a file descriptor under a number that is in nobody's way."""
+    moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(number)
+    return moved
+
+
 @contextmanager
 def browser(program: str, profile: Path):
     """Run Chromium with a profile of its own."""
-    for_browser, to_browser = os.pipe()
-    from_browser, by_browser = os.pipe()
+    for_browser, to_browser = map(_high, os.pipe())
+    from_browser, by_browser = map(_high, os.pipe())
     command = [
         *(program, "--headless", "--no-sandbox", "--disable-gpu", "--mute-audio", "--disable-dev-shm-usage"),
         *("--remote-debugging-pipe", "--autoplay-policy=no-user-gesture-required", f"--user-data-dir={profile}"),
         *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
     ]
-    shell = 'exec "$@" 3<&%d 4>&%d' % (for_browser, by_browser)  # the DevTools' pipes have these numbers
+    shell = f'exec "$@" 3<&{for_browser} 4>&{by_browser}'  # the numbers that the DevTools' pipes have
     process = subprocess.Popen(
         ["bash", "-c", shell, "bash", *command],
         pass_fds=(for_browser, by_browser),

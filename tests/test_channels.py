@@ -12,7 +12,7 @@ from run_transcription import audio, channels, direct_transcribe, fast_transcrib
 from run_transcription.demo.command import RECORDINGS
 from run_transcription.demo.score import word_errors
 from run_transcription.records import SAMPLE_RATE, Decoding, Job, ModelSpec
-from run_transcription.samples import clipped
+from run_transcription.samples import clipped, separate
 
 SPLIT = Decoding(channels="split", language="en")
 
@@ -110,6 +110,13 @@ def test_finished_chunks_of_each_channel_are_not_decoded_again(handle, speech):
     assert again == first
     seconds = [advance.seconds for advance in advances]
     assert seconds == sorted(seconds)
+
+
+def test_a_stream_may_lose_a_channel_on_the_way():
+    """A channel that is not there for a while is silent; silence of one channel stands for all."""
+    two = np.ones((2, 3), np.float32)
+    assert separate(two, (1, 5)).tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert separate(two[:1], (0, 5)).tolist() == [[1, 1, 1], [1, 1, 1]]
 
 
 def test_samples_outside_of_clips_are_silence():
