@@ -36,7 +36,7 @@ class Number(click.FloatRange):
         return number
 
 
-class Text(click.ParamType):
+class Text(click.ParamType[str]):
     """Text that can be written as UTF-8."""
 
     name = "text"
@@ -48,12 +48,12 @@ class Text(click.ParamType):
         return str(value)
 
 
-class Several(click.ParamType):
+class Several(click.ParamType[tuple[Any, ...]]):
     """Values with commas between them; the empty text is none of them."""
 
     name = "list"
 
-    def __init__(self, kind: click.ParamType) -> None:
+    def __init__(self, kind: click.ParamType[Any]) -> None:
         """Take the type of each value."""
         self.kind = kind
 
@@ -87,7 +87,7 @@ def _flag(name: str, purpose: str) -> Callable[[Any], Any]:
     return click.option(name, is_flag=True, help=purpose)
 
 
-def _number(name: str, kind: click.ParamType, default: float | None, purpose: str) -> Callable[[Any], Any]:
+def _number(name: str, kind: click.ParamType[Any], default: float | None, purpose: str) -> Callable[[Any], Any]:
     return click.option(name, type=kind, default=default, help=purpose)
 
 
@@ -137,7 +137,9 @@ OPTIONS = (
     ),
     click.option("--vad/--no-vad", default=True, help="Look for speech with Silero VAD, or by loudness alone."),
     _number("--vad-threshold", Number(0, 1), 0.5, "Probability from which Silero VAD hears speech."),
-    click.option("--initial-prompt", type=Text(), default="", help="Text that each chunk is decoded after, for names and style."),
+    click.option(
+        "--initial-prompt", type=Text(), default="", help="Text that each chunk is decoded after, for names and style."
+    ),
     click.option("--hotwords", type=Text(), default="", help="Words that may occur; they go before the prompt."),
     _flag("--condition-on-previous-text", "Decode one chunk after the other, each after the text before it."),
     click.option(
@@ -164,9 +166,7 @@ OPTIONS = (
         help="Exponent of the length in which beams and candidates are compared.",
     ),
     _number("--compression-ratio-threshold", Number(0), 2.4, "Text that can be compressed more is decoded again."),
-    _number(
-        "--logprob-threshold", Number(), -1.0, "Text with a lower average log-probability is decoded again."
-    ),
+    _number("--logprob-threshold", Number(), -1.0, "Text with a lower average log-probability is decoded again."),
     _number(
         "--no-speech-threshold",
         Number(0, 1),

@@ -23,9 +23,7 @@ LONGEST_FOLDER = 255  # bytes of one name that file systems take
 ROOM = 100  # bytes for all that a name has beside the key: prefix, identity, file
 
 
-def identity(
-    upload: Upload, model: ModelFacts, decoding: Decoding, formats: Sequence[str], refused: Given = ()
-) -> str:
+def identity(upload: Upload, model: ModelFacts, decoding: Decoding, formats: Sequence[str], refused: Given = ()) -> str:
     """Return 16 hex digits that differ for another content, another model or other options, those `refused` too.
 
     Engine and dtype count too: a fleet of unlike machines must not mix two texts in one result.

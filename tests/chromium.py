@@ -84,7 +84,9 @@ class Browser:
 
     def click(self, selector, number=0):
         """Click the middle of an element with the mouse."""
-        self.ask(f"document.querySelectorAll('{selector}')[{number}].scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        self.ask(
+            f"document.querySelectorAll('{selector}')[{number}].scrollIntoView({{block: 'center', behavior: 'instant'}})"
+        )
         x, y = self.ask(
             f"(() => {{ const box = document.querySelectorAll('{selector}')[{number}].getBoundingClientRect();"
             " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
@@ -96,9 +98,7 @@ class Browser:
         """Take a picture of the page."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
 

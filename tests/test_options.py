@@ -288,7 +288,13 @@ SAID = [  # option, its value, the sound, what else is set, and what it changes:
         {},
         lambda on, off: on.quality.retried_rows > off.quality.retried_rows,
     ),
-    ("logprob_threshold", -0.001, "noise", LOUD | {"temperature_increment_on_fallback": 1.0}, lambda on, off: on.text != off.text),
+    (
+        "logprob_threshold",
+        -0.001,
+        "noise",
+        LOUD | {"temperature_increment_on_fallback": 1.0},
+        lambda on, off: on.text != off.text,
+    ),
     (
         "no_speech_threshold",
         0.0,

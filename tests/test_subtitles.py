@@ -97,7 +97,9 @@ def test_captions_of_slow_speech_can_be_read():
 
 def test_captions_are_cut_at_sentences_and_clauses():
     """A cut behind a mark is taken before one in the middle of a clause."""
-    text = "When the rain had stopped at last, the whole town went out. Nobody stayed at home, not even the mayor himself."
+    text = (
+        "When the rain had stopped at last, the whole town went out. Nobody stayed at home, not even the mayor himself."
+    )
     at, words = 0.0, []
     for word in text.split():
         words.append(Word(f" {word}", at, at + 0.3, 1.0))

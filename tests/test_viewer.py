@@ -17,7 +17,9 @@ from run_transcription.audit import Quality, Span
 from run_transcription.records import Job, Word
 from tools import require_tool
 
-EVIL = """ <script>alert("x")</script> 'quotes' & </script><!-- <img src=x onerror=alert(1)> --> \u2028 ${1} {{title}}"""
+EVIL = (
+    """ <script>alert("x")</script> 'quotes' & </script><!-- <img src=x onerror=alert(1)> --> \u2028 ${1} {{title}}"""
+)
 
 
 def spoken(text, start, rate=0.5, probability=0.9):
@@ -95,7 +97,11 @@ def test_a_failed_result_and_an_odd_name_have_a_page():
 @pytest.mark.parametrize(
     ("recording", "results", "address"),
     [
-        ("s3://b/uploads/a b+é.mp3", "s3://b/results/uploads/a b+é.mp3/1f/transcript", "../../../../uploads/a%20b%2B%C3%A9.mp3"),
+        (
+            "s3://b/uploads/a b+é.mp3",
+            "s3://b/results/uploads/a b+é.mp3/1f/transcript",
+            "../../../../uploads/a%20b%2B%C3%A9.mp3",
+        ),
         ("s3://b/a:b.mp3", "s3://b/results/a:b.mp3/1f/transcript", "../../../a%3Ab.mp3"),
         ("s3://b/a.mp3", "s3://other/results/a.mp3/1f/transcript", ""),
         ("s3://b/x/../a.mp3", "s3://b/results/0/1f/transcript", ""),
@@ -139,9 +145,13 @@ def test_it_searches(shown):
     page.press("Enter", 13, "\r")
     assert page.ask("document.getElementById('count').textContent") == "2 of 2"
     page.wait(f"Math.abs({AT} - 5.5) < 0.01")
-    page.ask("(() => { const box = document.getElementById('search'); box.value = 'delta echo'; box.dispatchEvent(new Event('input')); })()")
+    page.ask(
+        "(() => { const box = document.getElementById('search'); box.value = 'delta echo'; box.dispatchEvent(new Event('input')); })()"
+    )
     assert page.ask("document.getElementById('count').textContent") == "0 found"
-    page.ask("(() => { const box = document.getElementById('search'); box.value = 'charlie  delta'; box.dispatchEvent(new Event('input')); })()")
+    page.ask(
+        "(() => { const box = document.getElementById('search'); box.value = 'charlie  delta'; box.dispatchEvent(new Event('input')); })()"
+    )
     assert page.ask("[...document.querySelectorAll('.hit')].map((each) => each.textContent)") == ["charlie", "delta"]
 
 
@@ -167,7 +177,9 @@ def test_it_can_be_used_by_keyboard(shown):
 def test_doubt_and_lost_speech_are_seen(shown):
     """A word is the more shaded the less sure it is; speech without text has its own line at its time."""
     page = shown(*TALK, uncovered=(Span(10.0, 12.5),))
-    shades = page.ask("[...document.querySelectorAll('.word')].slice(0, 4).map((each) => getComputedStyle(each).backgroundColor)")
+    shades = page.ask(
+        "[...document.querySelectorAll('.word')].slice(0, 4).map((each) => getComputedStyle(each).backgroundColor)"
+    )
     alphas = [float(shade.rstrip(")").rpartition(",")[2]) for shade in shades]
     assert alphas == sorted(alphas)
     assert alphas[0] < alphas[-1]

@@ -101,7 +101,7 @@ def _watcher(chosen: list[int], seen: list[torch.Tensor]) -> Any:
         rows = rows.to(attention.q_proj.weight.device)
         query = functional.linear(arguments[0], attention.q_proj.weight[rows], attention.q_proj.bias[rows])
         key = functional.linear(named["key_value_states"], attention.k_proj.weight[rows])
-        query, key = (each.unflatten(-1, (len(chosen), size)).transpose(1, 2) for each in (query, key))
+        query, key = (each.view(*each.shape[:-1], len(chosen), size).transpose(1, 2) for each in (query, key))
         seen.append((query * attention.scaling @ key.transpose(2, 3)).float())
 
     return watch

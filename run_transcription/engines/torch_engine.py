@@ -67,7 +67,9 @@ class TorchEngine:
             raise self._refused("was not trained to translate since its decoder was cut down, as turbo's: use large-v3")
         code, *allowed = (self._code(name) for name in (decoding.language, *decoding.languages))
         if code is not None and allowed and code not in allowed:
-            raise self._refused(f"was told --languages {','.join(map(str, allowed))}: --language {code} is none of them")
+            raise self._refused(
+                f"was told --languages {','.join(map(str, allowed))}: --language {code} is none of them"
+            )
         window = self._features.samples / SAMPLE_RATE
         if decoding.chunk_length > window:
             raise self._refused(f"hears {window:g} s at a time: --chunk-length {decoding.chunk_length:g} is too long")
