@@ -30,14 +30,22 @@ def refuse_unused(decoding: Decoding, formats: Sequence[str] | None = None) -> N
 
 def _reasons(decoding: Decoding) -> Iterator[str]:
     changed = {name for name in Decoding.__slots__ if getattr(decoding, name) != getattr(PLAIN, name)}
-    by_chance = decoding.temperature > 0 or decoding.temperature_increment_on_fallback > 0
-    layout = [name for name in LAYOUT if name in changed]
+    yield from _of_paths(decoding, changed)
+    yield from _of_search(decoding, changed)
+    yield from _of_layout(decoding, changed)
+
+
+def _of_paths(decoding: Decoding, changed: set[str]) -> Iterator[str]:
     if decoding.sequential:
         yield from (f"{_option(name)} has no use with --sequential" for name in OF_BATCHES if name in changed)
         if decoding.condition_on_previous_text and decoding.hotwords:
             yield "--hotwords has no use with --sequential and --condition-on-previous-text"
     if not decoding.vad and "vad_threshold" in changed:
         yield "--vad-threshold has no use with --no-vad"
+
+
+def _of_search(decoding: Decoding, changed: set[str]) -> Iterator[str]:
+    by_chance = decoding.temperature > 0 or decoding.temperature_increment_on_fallback > 0
     if decoding.beam_size == 1 and "patience" in changed:
         yield "--patience has no use without --beam-size"
     if decoding.beam_size == decoding.best_of == 1 and "length_penalty" in changed:
@@ -46,6 +54,10 @@ def _reasons(decoding: Decoding) -> Iterator[str]:
         yield "--beam-size has no use with a --temperature above 0"
     if decoding.best_of > 1 and not by_chance:
         yield "--best-of has no use without a temperature above 0"
+
+
+def _of_layout(decoding: Decoding, changed: set[str]) -> Iterator[str]:
+    layout = [name for name in LAYOUT if name in changed]
     if layout and decoding.captions:
         yield f"{_option(layout[0])} has no use with --captions, which have their own lines"
     elif layout and not decoding.word_timestamps:

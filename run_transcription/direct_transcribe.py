@@ -48,13 +48,14 @@ def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who f
     decoding: Decoding,
     after_batch: AfterBatch | None = None,
     finished: Mapping[Chunk, Row] | None = None,
+    *,
     kept: Sequence[int] | None = None,
 ) -> tuple[Transcript, Timing]:
     """Transcribe a recording that arrives in blocks (each float32 [samples] at 16 kHz), holding 17 minutes of it.
 
     `after_batch` is called with what each batch added; chunks whose rows are `finished` already, from an earlier try,
-    are not decoded again. Where channels are `kept`, counted from 0, blocks are float32 [kept, samples] and each channel
-    is transcribed by itself. The timing leaves out what only others know: decoding the file and storing the result.
+    are not decoded again. Where channels are `kept`, counted from 0, blocks are float32 [kept, samples], and each is
+    transcribed by itself. The timing leaves out what only others know: decoding the file and storing the result.
     Raises Rejected where the model can't decode so.
     """
     decoding = engine.check(decoding)

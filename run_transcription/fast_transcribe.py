@@ -95,7 +95,7 @@ def transcribe_recording(
     began = time.perf_counter()
     engine, decoding = task.handle.engine, task.decoding
     transcript, timing = direct_transcribe.transcribe(
-        reader.blocks(), engine, decoding, after_batch, finished, reader.kept
+        reader.blocks(), engine, decoding, after_batch, finished, kept=reader.kept
     )
     timing = replace(timing, decode=reader.seconds, wall=time.perf_counter() - began)
     return Result("COMPLETED", task.job, decoding, engine.facts, task.handle.load, transcript, reader.facts, timing)

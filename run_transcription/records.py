@@ -74,7 +74,7 @@ class Row:
     complete: bool = True  # False: cut off where the model can write no more, before it came to an end
     logprobs: tuple[float, ...] = ()  # of each token; empty where the engine doesn't tell
     attempts: int = 1  # how often it was decoded until it was kept
-    times: tuple[float, ...] = ()  # when each token begins and the last one ends, in seconds of its chunk; () unaligned
+    times: tuple[tuple[float, float], ...] = ()  # when each token begins and ends, in seconds of its chunk
 
 
 @dataclass(frozen=True, slots=True)

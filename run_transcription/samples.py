@@ -52,7 +52,7 @@ def mixed(channels: Samples) -> tuple[Samples, str]:
 
 
 def separate(channels: Samples, kept: Sequence[int]) -> Samples:
-    """Return some of float32 [channels, samples], counted from 0; a single channel stands for all, a lacking one is 0."""
+    """Return some of float32 [channels, samples], counted from 0; a single one stands for all, a lacking one is 0."""
     if len(channels) == 1:
         return np.repeat(channels, len(kept), axis=0)
     silence = np.zeros(channels.shape[1], np.float32)

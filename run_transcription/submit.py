@@ -59,12 +59,12 @@ class Outcome:
 @options.given_options
 def submit(  # noqa: PLR0913 - one for each option
     audio: tuple[Path, ...],
+    *,
     bucket: str,
     prefix: str,
     output: str | None,
     formats: tuple[str, ...],
     given: Given,
-    *,
     wait: bool,
 ) -> None:
     """Upload recordings to the bucket that a worker serves.

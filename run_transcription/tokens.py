@@ -31,7 +31,12 @@ def segments(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: fl
     pieces = _pieces(row.tokens, tokenizer)
     ends = [*accumulate(map(len, pieces))]
     rows = [
-        replace(row, tokens=piece, logprobs=row.logprobs[end - len(piece) : end], times=_piece_times(row, piece, end))
+        replace(
+            row,
+            tokens=piece,
+            logprobs=row.logprobs[end - len(piece) : end],
+            times=row.times[end - len(piece) : end],
+        )
         for piece, end in zip(pieces, ends, strict=True)
     ]
     found = (_segment(piece, chunk, tokenizer, compression_ratio) for piece in rows)
@@ -40,8 +45,8 @@ def segments(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: fl
 
 def whole(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: float) -> Segment:
     """Return a row as one segment that is as long as its chunk, whatever its timestamps say."""
-    start, end = chunk.start / SAMPLE_RATE, chunk.end / SAMPLE_RATE
-    return replace(_segment(row, chunk, tokenizer, compression_ratio), start=round(start, 3), end=round(end, 3))
+    whole_of_it = (0.0, (chunk.end - chunk.start) / SAMPLE_RATE)
+    return _segment(row, chunk, tokenizer, compression_ratio, whole_of_it)
 
 
 def confidence(logprobs: Sequence[float]) -> float:
@@ -153,8 +158,10 @@ def _pieces(tokens: Sequence[int], tokenizer: Tokenizer) -> list[tuple[int, ...]
     return [tuple(tokens[start:end]) for start, end in zip([0, *cuts], [*cuts, len(tokens)], strict=True)]
 
 
-def _segment(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: float) -> Segment:
-    start, end = _span(row.tokens, (chunk.end - chunk.start) / SAMPLE_RATE, tokenizer.timestamp_begin)
+def _segment(
+    row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: float, span: tuple[float, float] | None = None
+) -> Segment:
+    start, end = span or _span(row.tokens, (chunk.end - chunk.start) / SAMPLE_RATE, tokenizer.timestamp_begin)
     offset = chunk.start / SAMPLE_RATE
     return Segment(
         start=round(offset + start, 3),
@@ -175,15 +182,11 @@ def _segment(row: Row, chunk: Chunk, tokenizer: Tokenizer, compression_ratio: fl
 def _timed_words(row: Row, span: tuple[float, float], offset: float, tokenizer: Tokenizer) -> Iterator[Word]:
     """Yield the words of a row inside its span, in seconds of the recording that are so far behind the chunk's."""
     for text, first, last in _grouped(row.tokens, row.language, tokenizer):
-        start, end = (min(max(row.times[place], span[0]), span[1]) for place in (first, last))
+        said = row.times[first][0], row.times[last - 1][1]
+        start, end = (min(max(time, span[0]), span[1]) for time in said)
         chances = [math.exp(min(0.0, logprob)) for logprob in row.logprobs[first:last]]
         probability = round(sum(chances) / len(chances), 4) if chances else 0.0
         yield Word(text, round(offset + start, 3), round(offset + end, 3), probability)
-
-
-def _piece_times(row: Row, piece: Sequence[int], end: int) -> tuple[float, ...]:
-    """Return the times of a piece's tokens, which end before a place of the row."""
-    return row.times[end - len(piece) : end + 1]
 
 
 def _span(piece: Sequence[int], seconds: float, timestamp_begin: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""A page of its own for one transcript: it plays the recording, follows it in the text, and asks nobody for anything."""
+"""A page for one transcript: it plays the recording, follows it in the text, and asks nobody for anything."""
 
 from __future__ import annotations
 

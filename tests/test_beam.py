@@ -66,7 +66,7 @@ def searched(monkeypatch, plan, rows=2, table=TABLE):
     monkeypatch.setattr(beam, "EncoderDecoderCache", Nothing)
     model = Chain(table, 3)
     prompts = torch.zeros((rows, 1), dtype=torch.long)
-    found = beam.search(model, Encoded(torch.zeros(rows, 1, 1)), prompts, lambda _, scores: scores, plan, 3)
+    found = beam.search(model, Encoded(torch.zeros(rows, 1, 1)), prompts, lambda _, scores: scores, plan, end=3)
     return found, model.steps
 
 

@@ -82,12 +82,13 @@ def processors(model: WhisperForConditionalGeneration, suppressed: Sequence[int]
     return rules
 
 
-def search(
+def search(  # noqa: PLR0913 - the model, what it has heard, and how it is to write
     model: WhisperForConditionalGeneration,
     encoded: BaseModelOutput,
     prompts: torch.Tensor,
     rules: LogitsProcessorList,
     plan: Plan,
+    *,
     end: int,
 ) -> list[Beam]:
     """Return the best text of each row, of prompts [rows, ids] and what the encoder made of their windows.

@@ -185,7 +185,7 @@ class TorchEngine:
         prompts = self._prompts(languages, decoding)
         rules = beam.processors(self._model, self._suppressed(decoding), prompts.shape[1])
         plan = beam.Plan(decoding.beam_size, decoding.patience, decoding.length_penalty)
-        found = beam.search(self._model, encoded, prompts, rules, plan, self.tokenizer.end_of_text)
+        found = beam.search(self._model, encoded, prompts, rules, plan, end=self.tokenizer.end_of_text)
         self._refuse_nan([each.total for each in found])
         return found
 
@@ -195,7 +195,12 @@ class TorchEngine:
         """Find out when each token was said."""
         prompts = self._prompts([str(row.language) for row in found], decoding)
         times = alignment.token_times(
-            self._model, encoded.last_hidden_state, prompts, [row.tokens for row in found], windows, self._vocabulary
+            self._model,
+            encoded.last_hidden_state,
+            prompts,
+            [row.tokens for row in found],
+            windows,
+            vocabulary=self._vocabulary,
         )
         return [replace(row, times=each) for row, each in zip(found, times, strict=True)]
 
