@@ -84,9 +84,7 @@ class Browser:
 
     def click(self, selector, number=0):
         """Click the middle of an element with the mouse."""
-        self.ask(
-            f"document.querySelectorAll('{selector}')[{number}].scrollIntoView({{block: 'center', behavior: 'instant'}})"
-        )
+        self.ask(f"document.querySelectorAll('{selector}')[{number}].scrollIntoView({{block: 'center'}})")
         x, y = self.ask(
             f"(() => {{ const box = document.querySelectorAll('{selector}')[{number}].getBoundingClientRect();"
             " return [box.x + box.width / 2, box.y + box.height / 2]; })()"

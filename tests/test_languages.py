@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from letters import Words
 
 from run_transcription import direct_transcribe, languages, optimized_loader
 from run_transcription.audio import open_recording
@@ -14,7 +15,6 @@ from run_transcription.demo.command import RECORDINGS
 from run_transcription.demo.score import word_errors
 from run_transcription.errors import Rejected
 from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, ModelSpec, Row, Timing
-from letters import Words
 
 
 @pytest.fixture(scope="module")

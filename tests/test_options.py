@@ -56,7 +56,7 @@ EXAMPLES = {  # value as text, the field that it makes, and what has to be given
     "best-of": ("3", 3, HOT),
     "beam-size": ("2", 2, {}),
     "patience": ("2.0", 2.0, BEAMS),
-    "length-penalty": ("0.5", 0.5, BEAMS),
+    "length-penalty": ("0.5", 0.5, {"best-of": "3"}),
     "compression-ratio-threshold": ("3.5", 3.5, {}),
     "logprob-threshold": ("-2.5", -2.5, {}),
     "no-speech-threshold": ("0.25", 0.25, {}),
@@ -68,7 +68,13 @@ EXAMPLES = {  # value as text, the field that it makes, and what has to be given
     "highlight-words": ("true", True, TIMED),
     "captions": ("true", True, {}),
 }
-OF_RECORDINGS = [name for name in EXAMPLES if name != "batch-size"]
+SETS = {  # options that go together, so that few recordings have them all
+    "beams": ["languages", "language-detection-threshold", "vad-threshold", "beam-size", "patience", "captions"],
+    "sequential": ["sequential", "max-words-per-line"],
+}
+SETS["chance"] = [
+    name for name in EXAMPLES if name != "batch-size" and not any(name in others for others in SETS.values())
+]
 
 
 @pytest.fixture(scope="module")
@@ -141,29 +147,30 @@ def test_options_of_the_command_line_arrive(desk, talk, tmp_path, monkeypatch, n
 
 @pytest.mark.parametrize("way", ["job", "metadata"])
 def test_options_of_a_recording_arrive(desk, stack, talk, tmp_path, way):
-    """In a job and in an object's metadata: each recording is decoded by its own, and its result says what was asked."""
+    """In a job and in an object's metadata: each recording has its own, and its result says what was asked."""
     (tmp_path / "scratch").mkdir()
     shift = Shift(desk, tmp_path / "scratch", Stop(), Heart())
     queue = SqsSource(stack.queue_url, Keeper(30), poll_seconds=0)
     queue.receive().finish()  # S3's test event
-    for name in OF_RECORDINGS:
-        text, _, more = EXAMPLES[name]
-        given = asked.from_job(more | {name: text})
-        if way == "metadata":
-            storage.upload(talk, f"s3://{stack.bucket}/uploads/{name}.wav", metadata=asked.as_metadata(given))
-        else:
-            storage.upload(talk, f"s3://{stack.bucket}/elsewhere/{name}.wav")
-            body = {"bucket": stack.bucket, "key": f"elsewhere/{name}.wav", "options": dict(given)}
+    asked_for = {}
+    for number, names in SETS.items():
+        given = {field: text for name in names for field, text in EXAMPLES[name][2].items()}
+        given |= {name: EXAMPLES[name][0] for name in names}
+        key = f"{'uploads' if way == 'metadata' else 'elsewhere'}/{number}.wav"
+        asked_for[f"s3://{stack.bucket}/{key}"] = names
+        metadata = asked.as_metadata(asked.from_job(given)) if way == "metadata" else {}
+        storage.upload(talk, f"s3://{stack.bucket}/{key}", metadata=metadata)
+        if way == "job":
+            body = {"bucket": stack.bucket, "key": key, "options": given}
             aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=json.dumps(body))
     worker.work(shift, queue, worker.Terms(once=True))
     results = [address for address in storage.listing(f"s3://{stack.bucket}/results/") if address.endswith("json")]
     found = {said["input"]["recording"]: said for said in map(document, map(storage.read, results))}
-    assert len(found) == len(OF_RECORDINGS), storage.read(next(storage.listing(f"s3://{stack.bucket}/failed/")))
-    folder = "uploads" if way == "metadata" else "elsewhere"
-    for name in OF_RECORDINGS:
-        said = found[f"s3://{stack.bucket}/{folder}/{name}.wav"]
-        assert said["options"][field_of(name)] == seen(EXAMPLES[name][1])
-        assert said["input"]["options"][name] == EXAMPLES[name][0]
+    assert found.keys() == asked_for.keys(), [*storage.listing(f"s3://{stack.bucket}/failed/")]
+    for address, names in asked_for.items():
+        for name in names:
+            assert found[address]["options"][field_of(name)] == seen(EXAMPLES[name][1])
+            assert found[address]["input"]["options"][name] == EXAMPLES[name][0]
 
 
 @pytest.mark.parametrize("way", ["job", "metadata"])
@@ -242,7 +249,7 @@ SOUNDS = {
     "english": lambda: heard("call-signs.mp3", 9.6),
     "german": lambda: heard("ziffern.m4a", 9.6),
     "tone": lambda: (0.3 * np.sin(np.arange(3 * SAMPLE_RATE) / 5)).astype(np.float32),
-    "noise": lambda: (np.random.default_rng(5).standard_normal(45 * SAMPLE_RATE) * 0.1).astype(np.float32),
+    "noise": lambda: (np.random.default_rng(5).standard_normal(33 * SAMPLE_RATE) * 0.1).astype(np.float32),
 }
 QUIET = {"temperature_increment_on_fallback": 0.0}  # one attempt
 LOUD = QUIET | {"vad": False, "language": "en"}
@@ -270,14 +277,14 @@ SAID = [  # option, its value, the sound, what else is set, and what it changes:
     ("initial_prompt", "something else", "noise", LOUD, lambda on, off: on.text != off.text),
     ("hotwords", "something", "noise", LOUD, lambda on, off: on.text != off.text),
     ("condition_on_previous_text", True, "noise", LOUD, lambda on, off: on.text != off.text),
-    ("suppress_tokens", (), "noise", LOUD, lambda on, off: on.text != off.text),
+    ("suppress_tokens", (-1, *range(100)), "noise", LOUD, lambda on, off: on.text != off.text),
     ("temperature", 0.9, "noise", LOUD, lambda on, off: on.text != off.text),
     (
         "temperature_increment_on_fallback",
         0.5,
         "noise",
         LOUD | {"logprob_threshold": -0.001},
-        lambda on, off: on.text != off.text,
+        lambda on, off: on.text != off.text or on.quality.retried_rows > off.quality.retried_rows,
     ),
     ("best_of", 4, "noise", LOUD | {"temperature": 0.9}, lambda on, off: on.text != off.text),
     ("beam_size", 3, "noise", LOUD, lambda on, off: on.text != off.text),
@@ -285,7 +292,7 @@ SAID = [  # option, its value, the sound, what else is set, and what it changes:
         "compression_ratio_threshold",
         0.0,
         "english",
-        {},
+        {"temperature_increment_on_fallback": 1.0},
         lambda on, off: on.quality.retried_rows > off.quality.retried_rows,
     ),
     (
@@ -293,7 +300,7 @@ SAID = [  # option, its value, the sound, what else is set, and what it changes:
         -0.001,
         "noise",
         LOUD | {"temperature_increment_on_fallback": 1.0},
-        lambda on, off: on.text != off.text,
+        lambda on, off: on.text != off.text or "logprob" in {*on.quality.reasons} - {*off.quality.reasons},
     ),
     (
         "no_speech_threshold",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ def spoken(words, **changes):
 
 def talk(seed, seconds=60.0, pace=0.35):
     """Return a segment of words of many lengths, with pauses and marks, at about one word for each `pace` seconds."""
-    choose, at, words = random.Random(seed), 0.0, []
+    choose, at, words = random.Random(seed), 0.0, []  # noqa: S311 - chance without secrets
     while at < seconds:
         length = choose.randint(1, 11)
         mark = choose.choices(("", ",", ".", "?", ";"), (12, 2, 2, 0.3, 0.3))[0]
@@ -53,13 +55,7 @@ def test_bytes_of_words_are_those_of_openai_whisper(name, extension):
     segments = [spoken([Word(**word) for word in each["words"]]) for each in found]
     options = Decoding(word_timestamps=True, **LAYOUTS[name])
     result = completed(*segments)
-    assert written(extension, _with(result, options)) == (GOLDEN / f"words-{name}.{extension}").read_bytes()
-
-
-def _with(result, options):
-    from dataclasses import replace
-
-    return replace(result, options=options)
+    assert written(extension, replace(result, options=options)) == (GOLDEN / f"words-{name}.{extension}").read_bytes()
 
 
 def test_an_arrow_in_a_word_begins_no_cue():
@@ -78,10 +74,10 @@ def test_captions_keep_their_limits(seed):
     assert " ".join(" ".join(cue.text.split("\n")) for cue in found).split() == line.text.split()
     assert all(len(cue.text.split("\n")) <= 2 for cue in found)
     assert max(len(part) for cue in found for part in cue.text.split("\n")) <= 42
-    assert all(before.end <= after.start + 1e-6 for before, after in zip(found, found[1:], strict=False))
+    assert all(before.end <= after.start + 1e-6 for before, after in pairwise(found))
     lengths = [cue.end - cue.start for cue in found]
     assert max(lengths) <= 7 + 1e-6
-    room = [after.start - before.start for before, after in zip(found, found[1:], strict=False)]
+    room = [after.start - before.start for before, after in pairwise(found)]
     for cue, length, until in zip(found, lengths, [*room, 99.0], strict=True):
         slow = len(cue.text) / length <= captions.PACE + 1e-6 and length >= 1 - 1e-6
         assert slow or length >= until - 1e-6, "a cue ends early though nothing comes behind it"
