@@ -16,8 +16,8 @@ DEPLOY_ARGS ?=
 # pinned, and in a folder of its own: it brings a hundred packages, which nothing else needs
 CHECKOV := checkov==3.3.30
 # programs, each with the Debian package that brings it: shellcheck is for the scripts, espeak-ng speaks for the demo
-# model's training, packer, sshd and systemd-analyze are for the image
-TOOLS := espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server systemd-analyze:systemd
+# model's training, packer, sshd and systemd-analyze are for the image, chromium opens the transcript viewer
+TOOLS := chromium:chromium espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server systemd-analyze:systemd
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo ami deploy test lint check audit format bench faults summary demo-model-card lock tools clean
@@ -64,6 +64,7 @@ bench: setup ## measure loading, quality beside its peers, and a backfill, with 
 	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
 	@$(BIN)/python benchmarks/quality.py
 	@$(BIN)/python benchmarks/backfill.py
+	@$(BIN)/python benchmarks/words.py
 	@$(MAKE) --no-print-directory summary
 
 faults: setup ## kill, stop and starve workers while everything around them fails, and count; ten minutes

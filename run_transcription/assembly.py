@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from run_transcription import chunking, coverage, quality, seams, tokens
+from run_transcription import chunking, coverage, languages, quality, seams, tokens
 from run_transcription.audit import Quality, Reason, Span
 from run_transcription.batches import Decoder
 from run_transcription.hearing import Passage, Region
@@ -67,6 +66,9 @@ class Assembly:
         rows |= self._find_lost(parts)
         line = [self.last, *parts] if self.last is not None else parts
         rows |= self._join(line)
+        if self.decoding.condition_on_previous_text:
+            for part in parts:
+                self.decoder.go_on_from("".join(each.text for each in part.segments), part.row.temperature)
         for part in parts:
             self.speech += part.passage.speech
             self.voiced += [part.row] if part.segments else []
@@ -89,7 +91,7 @@ class Assembly:
     def transcript(self, duration: float) -> Transcript:
         """Return what was written, with the audit of it."""
         segments = [*self.segments, *(self.last.segments if self.last else ())]
-        language, probability = _language(self.voiced, self.decoding)
+        language, probability = languages.vote(self.voiced) if self.voiced else (self.decoding.language, 0.0)
         said = tuple(_within(segments, duration))
         transcript = Transcript(language, probability, self.decoding.task, duration, said, self.truncated)
         return replace(transcript, quality=self._audit(transcript))
@@ -157,10 +159,15 @@ class Assembly:
             "speech_without_text": share is not None and share < WHOLE,
             "low_confidence": confidence is not None and confidence < SURE,
             "sides_of_a_seam_differ": self.doubtful_seams > 0,
+            "language_in_doubt": self._language_in_doubt(transcript),
         }
         reasons = (*(name for name, doubt in doubts.items() if doubt), *failing)
         uncovered = tuple(_span(region.start, region.end) for region in left)
         return Quality(share, uncovered, self.retried, confidence, bool(reasons), reasons)
+
+    def _language_in_doubt(self, transcript: Transcript) -> bool:
+        threshold = self.decoding.language_detection_threshold
+        return self.decoding.language is None and bool(self.voiced) and transcript.language_probability < threshold
 
 
 def _confidence(segments: Sequence[Segment]) -> float | None:
@@ -217,7 +224,9 @@ def _merged(segments: Sequence[Segment], found: Sequence[Segment]) -> tuple[Segm
     line = sorted([*segments, *found], key=lambda segment: segment.start)
     nexts = [segment.start for segment in line[1:]] + [float("inf")] * bool(line)
     return tuple(
-        replace(segment, end=max(segment.start, min(segment.end, after))) if segment in found else segment
+        tokens.within(segment, segment.start, max(segment.start, min(segment.end, after)))
+        if segment in found
+        else segment
         for segment, after in zip(line, nexts, strict=True)
     )
 
@@ -228,7 +237,7 @@ def _within(segments: Iterable[Segment], duration: float) -> Iterator[Segment]:
     for segment in segments:
         start = min(max(segment.start, now), duration)
         now = min(max(segment.end, start), duration)
-        yield segment if (start, now) == (segment.start, segment.end) else replace(segment, start=start, end=now)
+        yield segment if (start, now) == (segment.start, segment.end) else tokens.within(segment, start, now)
 
 
 def _broke_off(row: Row, chunk: Chunk) -> bool:
@@ -237,14 +246,3 @@ def _broke_off(row: Row, chunk: Chunk) -> bool:
         span = f"{chunk.start / SAMPLE_RATE:.2f} s to {chunk.end / SAMPLE_RATE:.2f} s"
         logger.warning("the text from %s breaks off: it is longer than the model can write", span)
     return not row.complete
-
-
-def _language(speech: Sequence[Row], decoding: Decoding) -> tuple[str | None, float]:
-    """Return the language that most of the speech is likely in, and its mean probability over all rows with speech."""
-    if not speech:
-        return decoding.language, 0.0
-    votes: defaultdict[str | None, float] = defaultdict(float)
-    for row in speech:
-        votes[row.language] += row.language_probability
-    winner = max(votes, key=lambda language: votes[language])
-    return winner, votes[winner] / len(speech)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Failing = Literal["compression_ratio", "logprob", "repetition", "truncated"]  # by which a row fails
-Reason = Literal["speech_without_text", "low_confidence", "sides_of_a_seam_differ", Failing]
+Reason = Literal["speech_without_text", "low_confidence", "sides_of_a_seam_differ", "language_in_doubt", Failing]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from run_transcription.errors import TranscriptionError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from run_transcription.records import Job
+    from run_transcription.records import Given, Job
 
 RESULT = re.compile(r"[0-9a-f]{16}/transcript\.json")  # a listing of results/a/ has those of results/a/b/ too
 FAILURE = re.compile(r"[0-9a-f]{16}\.json")
@@ -30,6 +30,7 @@ class Found:
     version: str | None
     sequencer: str | None
     error: str | None  # None: transcribed
+    given: Given = ()  # what was asked for with the recording
 
 
 def documents(output: str, key: str) -> Iterator[str]:
@@ -48,7 +49,8 @@ def read(address: str, written: str = "") -> Found:
         document = json.loads(storage.read(address))
         about, error = document["input"], document["error"]
         said = f"{error['code']}: {error['message']}" if error else None
-        facts = (document["status"], about["version"], about["sequencer"], said)
+        given = tuple(sorted(about.get("options", {}).items()))
+        facts = (document["status"], about["version"], about["sequencer"], said, given)
         return Found(address, about["recording"], written, *facts)
     except (ValueError, TypeError, KeyError) as error:
         raise TranscriptionError(f"{address} is no result: {error!r}") from error

@@ -47,7 +47,9 @@ LIMITS: dict[str, Schema] = {
     "compression_ratio": {"minimum": 0},
     "sha256": {"pattern": "^[0-9a-f]{64}$"},
     "code": {"enum": list(REASON_CODES)},
-    "mix": {"pattern": "^(average|channel [0-9]+)$"},
+    "mix": {"pattern": "^(average|split|channel [0-9]+)$"},
+    "channel": {"description": "the segment's, counted from 1; null where all channels are mixed"},
+    "language_detection_threshold": SHARE,
 }
 
 
@@ -67,6 +69,11 @@ def schema() -> Schema:
                 ),
                 "sequencer": _nullable({"type": "string", "description": "S3's: the later of two has the greater"}),
                 "identity": _nullable({"type": "string"}),
+                "options": {
+                    "type": "object",
+                    "additionalProperties": {"type": "string"},
+                    "description": "what was asked for with this recording, by the names of the command line",
+                },
                 "audio": _nullable(_record(AudioFacts)),
             }
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -144,5 +144,5 @@ def _in_order(left: Segments, right: Segments) -> tuple[Segments, Segments]:
     if not left or not right or left[-1].end <= right[0].start:
         return left, right
     time = round(min(max((left[-1].end + right[0].start) / 2, left[-1].start), right[0].end), 3)
-    last, first = replace(left[-1], end=time), replace(right[0], start=time)
+    last, first = tokens.within(left[-1], left[-1].start, time), tokens.within(right[0], time, right[0].end)
     return (*left[:-1], last), (first, *right[1:])

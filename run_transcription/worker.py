@@ -67,6 +67,7 @@ def worker(*, settings: Settings, formats: tuple[str, ...], spec: ModelSpec, dec
       run-transcription worker --queue-url https://sqs.eu-west-1.amazonaws.com/123456789012/calls --bucket calls
       run-transcription worker --source inbox/ --once
     """
+    options.refuse_unused(decoding, formats)
     heart = Heart(settings.stall_seconds)
     keeper = Keeper(settings.visibility_timeout, heart)
     source, output = source_for(settings, keeper), output_of(settings)

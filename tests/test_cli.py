@@ -380,7 +380,7 @@ def test_all_formats_are_written_at_once(here, talk, model):
     result = run("transcribe", talk, "--model", model, "-o", "out", "-f", "srt", "-f", "all")
     assert result.exit_code == 0, result.stderr
     assert {path.name.partition(".")[2] for path in (here / "out").iterdir()} == {
-        "json", "txt", "srt", "vtt", "tsv", "aws.json",
+        "json", "txt", "srt", "vtt", "tsv", "aws.json", "html",
     }  # fmt: skip
     assert [line.count(".srt") for line in result.stderr.splitlines() if "RTFx" in line] == [1]
 

@@ -85,7 +85,7 @@ def test_the_whole_recording_is_transcribed(handle, recording, tmp_path):
     result = fast_transcribe.process(
         Job(str(recording), str(tmp_path / "x")),
         handle,
-        Decoding(batch_size=1, vad=False),
+        Decoding(batch_size=1, vad=False, language="en"),
         ("json",),
         lambda done, of: seen.append((done, of)),
     )

@@ -12,7 +12,7 @@ from run_transcription.batches import temperatures
 from run_transcription.records import SAMPLE_RATE, Chunk, Decoding, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from transformers import WhisperForConditionalGeneration
@@ -24,9 +24,13 @@ SEED = 0
 
 
 def passed(
-    model: WhisperForConditionalGeneration, samples: Samples, decoding: Decoding, chosen: Mapping[str, object]
+    model: WhisperForConditionalGeneration,
+    samples: Samples,
+    decoding: Decoding,
+    chosen: Mapping[str, object],
+    suppressed: Sequence[int],
 ) -> tuple[tuple[Chunk, Row], ...]:
-    """Decode float32 [samples] of any length; `chosen` is the prompt's language and task, as `generate` takes them.
+    """Decode float32 [samples] of any length; `chosen` is the prompt, its language and task, as `generate` takes them.
 
     Memory grows with the recording, since transformers keeps every score. The temperature of a segment and its
     probability of no speech are not told by it: they are 0 here.
@@ -51,7 +55,8 @@ def passed(
             return_timestamps=True,
             return_segments=True,
             return_dict_in_generate=True,
-            condition_on_prev_tokens=False,
+            condition_on_prev_tokens=decoding.condition_on_previous_text,
+            suppress_tokens=[*suppressed],
             num_beams=1,
             temperature=tuple(temperatures(decoding)),
             compression_ratio_threshold=TOKEN_COMPRESSION_RATIO,
