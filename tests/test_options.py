@@ -149,7 +149,7 @@ def test_options_of_the_command_line_arrive(desk, talk, tmp_path, monkeypatch, n
 def test_options_of_a_recording_arrive(desk, stack, talk, tmp_path, way):
     """In a job and in an object's metadata: each recording has its own, and its result says what was asked."""
     (tmp_path / "scratch").mkdir()
-    shift = Shift(desk, tmp_path / "scratch", Stop(), Heart())
+    shift = Shift(replace(desk, buckets=frozenset({stack.bucket})), tmp_path / "scratch", Stop(), Heart())
     queue = SqsSource(stack.queue_url, Keeper(30), poll_seconds=0)
     queue.receive().finish()  # S3's test event
     asked_for = {}
@@ -191,7 +191,7 @@ def test_what_is_not_known_or_not_valid_is_refused_by_name(desk, stack, talk, tm
         "vad": "perhaps",
     }
     (tmp_path / "scratch").mkdir()
-    shift = Shift(desk, tmp_path / "scratch", Stop(), Heart())
+    shift = Shift(replace(desk, buckets=frozenset({stack.bucket})), tmp_path / "scratch", Stop(), Heart())
     queue = SqsSource(stack.queue_url, Keeper(30), poll_seconds=0)
     queue.receive().finish()
     for name, text in wrong.items():
