@@ -253,12 +253,12 @@ def bring(instance) -> None:
 def test_the_state_may_have_a_volume_of_its_own(fresh):
     """It is made, known by its label at the next boot, and mounted; where it is there already it is left alone."""
     bring(fresh)
-    script = "STATE_VOLUME_GIGABYTES=1 STATE_DEVICE=/root/volume /tmp/brought/provisioners/mount-state-volume.sh"
-    fresh.run("mkdir -p /opt/transcribe/gpu_state && truncate -s 64M /root/volume")
+    script = "STATE_VOLUME_GIGABYTES=1 STATE_DEVICE=/srv/volume /tmp/brought/provisioners/mount-state-volume.sh"
+    fresh.run("mkdir -p /opt/transcribe/gpu_state && truncate -s 64M /srv/volume")
     done = fresh.run(f"{script} && touch /opt/transcribe/gpu_state/kept && {script}")
-    assert (done.returncode, done.stdout) == (0, "the state stands on /root/volume\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "the state stands on /srv/volume\n"), done.stderr
     assert fresh.run("ls /opt/transcribe/gpu_state").stdout.split() == ["kept", "lost+found"]
-    assert fresh.run("blkid -o value -s LABEL /root/volume").stdout == "transcribe-state\n"
+    assert fresh.run("blkid -o value -s LABEL /srv/volume").stdout == "transcribe-state\n"
     assert fresh.run("tail -n 1 /etc/fstab").stdout.split()[:3] == [
         *("LABEL=transcribe-state", "/opt/transcribe/gpu_state", "ext4"),
     ]

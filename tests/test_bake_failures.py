@@ -122,13 +122,13 @@ def test_an_interrupt_leaves_nothing_behind(interrupted):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_a_script_that_runs(baker, fresh, ec2, number, status):
     """Ctrl-C, and a stop from outside, don't wait for a script of minutes: instance and group are gone at once."""
-    slow = baker.hollow(install_python="touch /root/slow; sleep 300")
+    slow = baker.hollow(install_python="touch /srv/slow; sleep 300")
 
     def runs(line: str) -> bool:
         """Wait until the script runs, once packer says so."""
         until = time.monotonic() + 30
         while line.endswith("  install-python\n") and time.monotonic() < until:
-            if (fresh.upper / "root/slow").exists():
+            if (fresh.upper / "srv/slow").exists():
                 return True
             time.sleep(0.05)
         return False
@@ -201,13 +201,13 @@ def test_what_can_not_be_baked_is_said_at_once(baker, ec2_account, options, remo
 def test_only_the_script_that_fetches_the_model_gets_the_token(baker, fresh):
     """It is in that one's environment, on no command line, and in no file when the next script begins."""
     seeing = baker.hollow(
-        cache_model='printf %s "$HF_TOKEN" >/root/seen; cat /proc/[0-9]*/cmdline >/root/commands',
+        cache_model='printf %s "$HF_TOKEN" >/srv/seen; cat /proc/[0-9]*/cmdline >/srv/commands',
         persist_gpu_state='echo "after it ${HF_TOKEN:-nothing}: $(grep -rlF hf_""Planted /tmp /run)" >&2; exit 7',
     )
     done = seeing.bake("--no-reuse", made_on=fresh, **PLANTED)
-    assert (fresh.upper / "root/seen").read_text() == TOKEN
-    assert b"script_" in (fresh.upper / "root/commands").read_bytes()
-    assert TOKEN.encode() not in (fresh.upper / "root/commands").read_bytes()
+    assert (fresh.upper / "srv/seen").read_text() == TOKEN
+    assert b"script_" in (fresh.upper / "srv/commands").read_bytes()
+    assert TOKEN.encode() not in (fresh.upper / "srv/commands").read_bytes()
     assert "persist-gpu-state fails: after it nothing:; the log is" in done.stderr
 
 
