@@ -31,7 +31,8 @@ PLANTED = {
 # what the scripts change on their machine, and must not change on this one
 OUTSIDE = [
     *map(Path, ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/fstab", "/etc/machine-id", "/etc/transcribe.env")),
-    *map(Path, ("/opt", "/etc/ssh", "/etc/systemd/system", Path.home() / ".ssh", "/var/lib/apt/lists")),
+    *map(Path, ("/opt", "/etc/ssh", "/etc/systemd/system", "/var/lib/apt/lists")),
+    Path.home() / ".ssh",
 ]
 BILL = "mkdir -p /opt/transcribe && echo {} >/opt/transcribe/manifest.json"
 numbers = itertools.count()

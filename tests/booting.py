@@ -44,7 +44,8 @@ def boot(instance: Machine, stack: Stack, recording: Path) -> Boot:
     began = time.monotonic()
     prefetched = instance.run(as_unit_says("transcribe-prefetch"))
     timeline = {"prefetch is done": time.monotonic() - began}
-    worker = subprocess.Popen(instance.ssh(as_unit_says("transcribe-worker")), stderr=subprocess.PIPE, text=True)
+    command = instance.ssh(as_unit_says("transcribe-worker"))
+    worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     giving_up = threading.Timer(LIMIT, worker.kill)
     giving_up.start()
     try:
