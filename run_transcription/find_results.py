@@ -10,7 +10,12 @@ from run_transcription.errors import TranscriptionError
 
 @options.command("results")
 @click.argument("key")
-@click.option("--bucket", show_default="the stack's own", help="Bucket that the recording lies in.")
+@click.option(
+    "--bucket",
+    type=options.BucketName(),
+    show_default="the stack's own",
+    help="Bucket that the recording lies in.",
+)
 @click.option("-o", "--output-dir", "output", metavar="s3://BUCKET/PREFIX", help="The worker's -o, if it has one.")
 @click.option("--all", "every", is_flag=True, help="Show every result and failure, the newest last.")
 @stacks.stack_option
@@ -36,4 +41,5 @@ def find_results(  # noqa: PLR0913 - one parameter for each option
     for one in found if every else newest:
         click.echo(options.one_line(f"{one.status} {one.version} {one.written} {one.address}"))
     if not newest and not (every and found):
-        raise TranscriptionError(f"{root}/{key} has no result yet, or is gone (--all shows those of older versions)")
+        hint = "" if every else " (--all shows those of older versions)"
+        raise TranscriptionError(f"{root}/{key} has no result yet, or is gone{hint}")

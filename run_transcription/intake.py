@@ -44,8 +44,7 @@ class Intake:
 
     def __exit__(self, *_exception: object) -> None:
         """Stop receiving, and give back what has not been begun."""
-        if not self.shift.stop.requested:
-            self.shift.stop.ask("the worker ends", None)
+        self.shift.stop.ask("", None)  # where the worker ends by itself, it has said why
         self._thread.join()
         while (errand := self.next(0.0)) is not None:
             conclude(errand, BrokenOff("it had not been begun"))

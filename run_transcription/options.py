@@ -17,6 +17,7 @@ import errno
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -99,6 +100,19 @@ class WrongUsage(click.ClickException):
 
     def __init__(self, error: click.UsageError) -> None:
         super().__init__(one_line(f"{error.format_message()} (--help shows all options)"))
+
+
+class BucketName(click.ParamType[str]):
+    """The name of a bucket, for which its address may stand too."""
+
+    name = "bucket"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name."""
+        found = value.removeprefix(storage.SCHEME).rstrip("/")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", found):
+            self.fail(f"{value!r} is no name of a bucket.", param, ctx)
+        return found
 
 
 def environment_variable(option: click.Option) -> str:

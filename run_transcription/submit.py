@@ -51,7 +51,7 @@ class Outcome:
 
 @options.command("submit")
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--bucket", required=True, help="Bucket whose events a worker gets.")
+@click.option("--bucket", type=options.BucketName(), required=True, help="Bucket whose events a worker gets.")
 @click.option("--prefix", default=names.UPLOADS, help="What each key begins with.")
 @click.option("--wait", is_flag=True, help="End when all results are there; exit status 1 if a recording failed.")
 @click.option("-o", "--output-dir", "output", metavar="s3://BUCKET/PREFIX", help="Where --wait looks: the worker's -o.")

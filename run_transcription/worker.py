@@ -145,12 +145,12 @@ def refuse_loop(output: str | None, trigger: str, folder: Path | None = None, bu
 
 
 def load(spec: ModelSpec, journal: Journal, instance: ec2.Instance | None) -> ModelHandle:
-    """Load the model; a machine that can't has failed its self-test, and its instance is out of service then."""
+    """Load the model; an instance that can't has failed its self-test, and is out of service then."""
     try:
         return optimized_loader.load(spec)
     except ModelNotLoaded:
-        journal.count(self_test_failures=1)
         if instance is not None:
+            journal.count(self_test_failures=1)
             _tried(instance.out_of_service)
         raise
 

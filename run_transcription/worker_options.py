@@ -12,6 +12,7 @@ import click
 
 from run_transcription import names
 from run_transcription.leases import STALL_SECONDS, VISIBILITY_SECONDS
+from run_transcription.options import BucketName
 
 if TYPE_CHECKING:
     from run_transcription.options import Function
@@ -65,6 +66,7 @@ _OPTIONS = (
     click.option(
         "--bucket",
         "buckets",
+        type=BucketName(),
         multiple=True,
         help="Bucket that recordings may lie in; may be given several times. A queue needs at least one.",
     ),

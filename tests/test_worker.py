@@ -328,12 +328,22 @@ def test_a_folders_recording_has_three_tries(shift, tmp_path, no_pause, failures
 
 
 def test_a_duplicate_is_done_once(shift, queue, stack, recording, capsys):
-    """The same event three times, also right behind itself, gives one result, written once."""
+    """The same event three times, also right behind itself, gives one result, heard and written once."""
     storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
     for _ in range(2):
         body = json.dumps({"bucket": stack.bucket, "key": "uploads/a.wav"})
         aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=body)
+    heard = []
+
+    class Counting(Refusing):
+        def transcribe(self, windows, decoding):
+            heard.append(len(windows))
+            return self.engine.transcribe(windows, decoding)
+
+    engine = Counting(shift.desk.handle.engine, ZeroDivisionError())
+    shift.desk = replace(shift.desk, handle=replace(shift.desk.handle, engine=engine))
     worker.work(shift, queue, ONCE)
+    assert heard == [1]
     assert sorted(line["status"] for line in journal_of(capsys)) == ["COMPLETED", "DONE_BEFORE", "DONE_BEFORE"]
     assert counts(stack.queue_url) == (0, 0)
     assert len(json_below(f"s3://{stack.bucket}/results/")) == 1
