@@ -62,8 +62,8 @@ format: setup ## rewrite the code in its one format
 bench: setup ## measure loading, quality beside its peers, and a backfill, with records in benchmarks/results; 20 GB of disk, two hours
 	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
 	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
-	@$(BIN)/python benchmarks/quality.py
 	@$(BIN)/python benchmarks/backfill.py
+	@$(BIN)/python benchmarks/quality.py
 	@$(MAKE) --no-print-directory summary
 
 faults: setup ## kill, stop and starve workers while everything around them fails, and count; ten minutes
