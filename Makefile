@@ -50,10 +50,10 @@ lint: setup ## ruff, mypy --strict, import layers, shellcheck
 
 check: lint test ## lint and test
 
-audit: setup ## checkov on the templates; each exception stands there with its reason
+audit: setup ## checkov on templates and Dockerfile; each exception stands there with its reason
 	@[ -x build/checkov/bin/checkov ] || $(PYTHON) -m venv build/checkov
 	@build/checkov/bin/pip install --quiet --disable-pip-version-check $(CHECKOV)
-	@build/checkov/bin/checkov --file infra/stack.yaml --file infra/batch.yaml --compact --quiet --skip-download
+	@build/checkov/bin/checkov --file infra/stack.yaml --file infra/batch.yaml --file infra/Dockerfile --compact --quiet --skip-download
 
 format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
