@@ -50,10 +50,10 @@ lint: setup ## ruff, mypy --strict, import layers, shellcheck
 
 check: lint test ## lint and test
 
-audit: setup ## checkov on the templates; each exception stands there with its reason
+audit: setup ## checkov on templates and Dockerfile; each exception stands there with its reason
 	@[ -x build/checkov/bin/checkov ] || $(PYTHON) -m venv build/checkov
 	@build/checkov/bin/pip install --quiet --disable-pip-version-check $(CHECKOV)
-	@build/checkov/bin/checkov --file infra/stack.yaml --file infra/batch.yaml --compact --quiet --skip-download
+	@build/checkov/bin/checkov --file infra/stack.yaml --file infra/batch.yaml --file infra/Dockerfile --compact --quiet --skip-download
 
 format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
@@ -62,8 +62,8 @@ format: setup ## rewrite the code in its one format
 bench: setup ## measure loading, quality beside its peers, and a backfill, with records in benchmarks/results; 20 GB of disk, two hours
 	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
 	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
-	@$(BIN)/python benchmarks/quality.py
 	@$(BIN)/python benchmarks/backfill.py
+	@$(BIN)/python benchmarks/quality.py
 	@$(BIN)/python benchmarks/words.py
 	@$(MAKE) --no-print-directory summary
 

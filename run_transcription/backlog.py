@@ -123,7 +123,7 @@ def _is_open(output: str, buckets: Collection[str], address: str) -> bool:
     """Tell whether a recording has neither a result nor a failure, by asking for it alone."""
     documents = results.documents(output, storage.split(address)[1])
     if _may_be_anothers(address, output, buckets):
-        return all(results.read(each).recording != address for each in documents)
+        return all(results.recording_of(each) != address for each in documents)
     return next(documents, None) is None
 
 

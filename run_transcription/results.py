@@ -24,7 +24,6 @@ class Found:
     """A result or a failure: where its json is, and which content of the recording it is about."""
 
     address: str
-    recording: str
     written: str  # when, in UTC
     status: str
     version: str | None
@@ -50,8 +49,7 @@ def read(address: str, written: str = "") -> Found:
         about, error = document["input"], document["error"]
         said = f"{error['code']}: {error['message']}" if error else None
         given = tuple(sorted(about.get("options", {}).items()))
-        facts = (document["status"], about["version"], about["sequencer"], said, given)
-        return Found(address, about["recording"], written, *facts)
+        return Found(address, written, document["status"], about["version"], about["sequencer"], said, given)
     except (ValueError, TypeError, KeyError) as error:
         raise TranscriptionError(f"{address} is no result: {error!r}") from error
 
@@ -61,6 +59,14 @@ def newest(found: Sequence[Found], version: str | None) -> list[Found]:
     if version is None:
         version = found[-1].version if found else None
     return [one for one in found if one.version == version]
+
+
+def recording_of(address: str) -> str:
+    """Return the address of the recording that a document is about; raises TranscriptionError."""
+    try:
+        return str(json.loads(storage.read(address))["input"]["recording"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise TranscriptionError(f"{address} is no result: {error!r}") from error
 
 
 def is_done(job: Job) -> bool:

@@ -178,7 +178,7 @@ def work(found, stack, topic, patched):
     names = user_data.NAMES | {"LiveQueue": stack.live_url, "BackfillQueue": stack.backfill_url, "Bucket": BUCKET}
     (told, *_) = yaml.safe_load(user_data.text(names, topic, ("calls",)))["write_files"]
     model = tiny_whisper.make(found.folder / "tiny")
-    options = ("--once", "--no-vad", "--model", model, "--save-seconds", 0)
+    options = ("--once", "--no-vad", "--device", "cpu", "--model", model, "--save-seconds", 0)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSCRIBE_")}
     environment |= user_data.environment(told["content"])
     environment |= {"TRANSCRIBE_HOME": str(found.folder / "home"), "OMP_NUM_THREADS": "1"}
