@@ -158,7 +158,7 @@ def test_a_hole_in_a_chunk_is_heard_again():
 
 
 def test_what_is_only_loud_is_heard_by_itself():
-    """Where no voice was listened for, a stretch without text is heard without the words beside it."""
+    """Without VAD a stretch without text is heard without the words beside it; a chunk without any is left alone."""
     samples, words = speech(25)
 
     def with_a_hole(heard, seconds):
@@ -168,6 +168,10 @@ def test_what_is_only_loud_is_heard_by_itself():
     found, _ = assembled(samples, engine, vad=False)
     assert ids(found.segments) == words
     assert engine.calls[1] == [pytest.approx(4, abs=0.1)]
+    engine = Listener(only_short)
+    found, _ = assembled(samples, engine, vad=False)
+    assert (found.segments, len(engine.calls)) == ((), 1)
+    assert found.quality.reasons == ("speech_without_text",)
 
 
 def test_words_that_the_model_is_unsure_of_are_not_put_in():
