@@ -113,7 +113,7 @@ class Assembly:
             (part, region, chunk)
             for part in parts
             if self.decoding.vad or part.segments
-            for region in coverage.uncovered(part.passage.speech, part.segments)
+            for region in coverage.stretches(coverage.uncovered(part.passage.speech, part.segments), part.segments)
             for chunk in _aside(region, part.passage, aside)
         ]
         rows = self.decoder.rows({chunk: _samples(part, chunk) for part, _, chunk in lost})
