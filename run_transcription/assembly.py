@@ -107,14 +107,15 @@ class Assembly:
     def _find_lost(self, parts: Sequence[_Part]) -> dict[Chunk, Row]:
         """Decode speech without text once more, with other cuts, and put what was said there in its place.
 
-        What is only known to be loud is heard by itself, so that the model can tell that nobody speaks: in a noise
-        between words it hears words.
+        What is only known to be loud is heard by itself, and only in a chunk with other text: in a noise between words
+        the model hears words, and in some tones, too.
         """
         aside = ASIDE if self.decoding.vad else coverage.COLLAR
         lost = [
             (part, region, chunk)
             for part in parts
-            for region in coverage.uncovered(part.passage.speech, part.segments)
+            if self.decoding.vad or part.segments
+            for region in coverage.stretches(coverage.uncovered(part.passage.speech, part.segments), part.segments)
             for chunk in _aside(region, part.passage, aside)
         ]
         rows = self.decoder.rows({chunk: _samples(part, chunk) for part, _, chunk in lost})

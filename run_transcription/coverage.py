@@ -31,6 +31,18 @@ def uncovered(speech: Sequence[Region], segments: Iterable[Segment]) -> list[Reg
     return [region for region in left if length([region]) >= SHORTEST or region in whole]
 
 
+def stretches(left: Iterable[Region], segments: Sequence[Segment]) -> list[Region]:
+    """Return regions without text as stretches: those between which nothing was written are one."""
+    found: list[Region] = []
+    for region in left:
+        before = found[-1].end / SAMPLE_RATE if found else 0.0
+        if found and not any(before < each.end and each.start < region.start / SAMPLE_RATE for each in segments):
+            found[-1] = Region(found[-1].start, region.end)
+        else:
+            found.append(region)
+    return found
+
+
 def length(regions: Iterable[Region]) -> int:
     """Return how many samples are in regions."""
     return sum(region.end - region.start for region in regions)

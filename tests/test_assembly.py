@@ -157,8 +157,23 @@ def test_a_hole_in_a_chunk_is_heard_again():
     assert engine.calls[1] < [13.0]
 
 
+def test_a_text_that_ends_too_early_is_gone_on_with():
+    """Where the model stopped writing, all that was said afterwards is heard in one window, pauses in it or not."""
+    samples, words = speech(25)
+    pauses = tuple(Region(start * SAMPLE_RATE, start * SAMPLE_RATE + 13_000) for start in range(25))
+
+    def only_the_beginning(heard, seconds):
+        return [(at, word) for at, word in heard if seconds < 20 or at < 8]
+
+    engine = Listener(only_the_beginning)
+    work = Assembly(engine, Decoding(), Decoder(engine, Decoding(compression_ratio_threshold=99), {}))
+    work.add(tuple(chunking.passages([Heard(0, samples, pauses)])))
+    assert ids(work.transcript(25.0).segments) == words
+    assert [len(call) for call in engine.calls] == [1, 1]
+
+
 def test_what_is_only_loud_is_heard_by_itself():
-    """Where no voice was listened for, a stretch without text is heard without the words beside it."""
+    """Without VAD a stretch without text is heard without the words beside it; a chunk without any is left alone."""
     samples, words = speech(25)
 
     def with_a_hole(heard, seconds):
@@ -168,6 +183,10 @@ def test_what_is_only_loud_is_heard_by_itself():
     found, _ = assembled(samples, engine, vad=False)
     assert ids(found.segments) == words
     assert engine.calls[1] == [pytest.approx(4, abs=0.1)]
+    engine = Listener(only_short)
+    found, _ = assembled(samples, engine, vad=False)
+    assert (found.segments, len(engine.calls)) == ((), 1)
+    assert found.quality.reasons == ("speech_without_text",)
 
 
 def test_words_that_the_model_is_unsure_of_are_not_put_in():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from letters import segment
 
-from run_transcription.coverage import length, merged, uncovered
+from run_transcription.coverage import length, merged, stretches, uncovered
 from run_transcription.hearing import Region
 from run_transcription.records import SAMPLE_RATE
 
@@ -40,6 +40,14 @@ def test_regions_that_overlap_count_once():
     found = merged(at((5, 9), (0, 6), (10, 11)))
     assert found == at((0, 9), (10, 11))
     assert length(found) == 10 * SAMPLE_RATE
+
+
+def test_speech_without_text_is_one_stretch_up_to_the_next_text():
+    """What lies between two texts is heard again in one go, however often somebody paused there."""
+    left = at((2, 3), (3.5, 5), (9, 10), (11, 12))
+    assert stretches(left, [segment(0, 1.5, 1), segment(6, 8.5, 2)]) == at((2, 5), (9, 12))
+    assert stretches(left, []) == at((2, 12))
+    assert stretches([], [segment(0, 1, 1)]) == []
 
 
 TENTHS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 30)), max_size=12)
