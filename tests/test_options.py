@@ -121,6 +121,12 @@ def test_every_field_has_its_option_and_its_example():
     assert {field_of(name) for name in EXAMPLES} == fields
 
 
+def together(names):
+    """Return options with what each of them needs beside it."""
+    given = {field: text for name in names for field, text in EXAMPLES[name][2].items()}
+    return given | {name: EXAMPLES[name][0] for name in names}
+
+
 def on_the_command_line(given):
     """Return options as words of a command line."""
     for name, text in given.items():
@@ -130,19 +136,38 @@ def on_the_command_line(given):
             yield from (f"--{name}", text)
 
 
-@pytest.mark.parametrize("path", ["file", "folder"])
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_options_of_the_command_line_arrive(desk, talk, tmp_path, monkeypatch, name, path):
-    """For a file and for a folder, each option stands in the result as it was given."""
+@pytest.fixture
+def loaded(desk, monkeypatch):
+    """Let the command find its model loaded."""
     monkeypatch.setattr(fast_transcribe.optimized_loader, "load", lambda *_, **__: desk.handle)
     monkeypatch.setattr(fast_transcribe, "Timeline", lambda: SimpleNamespace(watch=lambda handle: handle, mark=print))
-    text, value, more = EXAMPLES[name]
-    given = {"vad": "false"} | more | {name: text}
-    words = [talk if path == "file" else tmp_path, "-o", tmp_path / "out", "-f", "json", "-f", "srt"]
+
+
+def transcribe(recordings, given):
+    """Call the command with options beside a recording, and return what its json says."""
+    out = recordings.parent / "out"
+    words = [recordings, "-o", out, "-f", "json", "-f", "srt"]
     done = CliRunner().invoke(fast_transcribe.transcribe, [*map(str, words), *on_the_command_line(given)])
     assert done.exit_code == 0, done.stderr
-    said = document((tmp_path / "out/talk.json").read_bytes())
-    assert said["options"][field_of(name)] == seen(value)
+    return document((out / "talk.json").read_bytes())["options"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_options_of_the_command_line_arrive(loaded, talk, name):
+    """Each option stands in the result of a file as it was given."""
+    text, value, more = EXAMPLES[name]
+    options = transcribe(talk, {"vad": "false"} | more | {name: text})
+    assert options[field_of(name)] == seen(value)
+
+
+@pytest.mark.parametrize("names", SETS.values(), ids=SETS)
+def test_options_of_a_folder_arrive(loaded, tmp_path, names):
+    """So does each in the result of a folder's recording."""
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    tone(folder / "talk.wav", 1)
+    options = transcribe(folder, together(names))
+    assert {name: options[field_of(name)] for name in names} == {name: seen(EXAMPLES[name][1]) for name in names}
 
 
 @pytest.mark.parametrize("way", ["job", "metadata"])
@@ -154,8 +179,7 @@ def test_options_of_a_recording_arrive(desk, stack, talk, tmp_path, way):
     queue.receive().finish()  # S3's test event
     asked_for = {}
     for number, names in SETS.items():
-        given = {field: text for name in names for field, text in EXAMPLES[name][2].items()}
-        given |= {name: EXAMPLES[name][0] for name in names}
+        given = together(names)
         key = f"{'uploads' if way == 'metadata' else 'elsewhere'}/{number}.wav"
         asked_for[f"s3://{stack.bucket}/{key}"] = names
         metadata = asked.as_metadata(asked.from_job(given)) if way == "metadata" else {}
@@ -245,11 +269,17 @@ def heard(name, seconds):
         return next(reader.blocks())[: round(seconds * SAMPLE_RATE)]
 
 
+def noise(seconds):
+    """Return noise, in which a model with random weights hears something."""
+    return (np.random.default_rng(5).standard_normal(seconds * SAMPLE_RATE) * 0.1).astype(np.float32)
+
+
 SOUNDS = {
     "english": lambda: heard("call-signs.mp3", 9.6),
     "german": lambda: heard("ziffern.m4a", 9.6),
     "tone": lambda: (0.3 * np.sin(np.arange(3 * SAMPLE_RATE) / 5)).astype(np.float32),
-    "noise": lambda: (np.random.default_rng(5).standard_normal(33 * SAMPLE_RATE) * 0.1).astype(np.float32),
+    "noise": lambda: noise(7),
+    "longer noise": lambda: noise(33),  # more than a chunk
 }
 QUIET = {"temperature_increment_on_fallback": 0.0}  # one attempt
 LOUD = QUIET | {"vad": False, "language": "en"}
@@ -276,7 +306,7 @@ SAID = [  # option, its value, the sound, what else is set, and what it changes:
     ("vad_threshold", 1.0, "english", {}, lambda on, off: on.quality.coverage is None is not off.quality.coverage),
     ("initial_prompt", "something else", "noise", LOUD, lambda on, off: on.text != off.text),
     ("hotwords", "something", "noise", LOUD, lambda on, off: on.text != off.text),
-    ("condition_on_previous_text", True, "noise", LOUD, lambda on, off: on.text != off.text),
+    ("condition_on_previous_text", True, "longer noise", LOUD, lambda on, off: on.text != off.text),
     ("suppress_tokens", (-1, *range(100)), "noise", LOUD, lambda on, off: on.text != off.text),
     ("temperature", 0.9, "noise", LOUD, lambda on, off: on.text != off.text),
     (
@@ -299,7 +329,7 @@ SAID = [  # option, its value, the sound, what else is set, and what it changes:
         "logprob_threshold",
         -0.001,
         "noise",
-        LOUD | {"temperature_increment_on_fallback": 1.0},
+        LOUD | {"temperature_increment_on_fallback": 1.0, "logprob_threshold": -10.0},
         lambda on, off: on.text != off.text or "logprob" in {*on.quality.reasons} - {*off.quality.reasons},
     ),
     (
@@ -345,7 +375,7 @@ def transcribed(engine, sound, options):
 @pytest.mark.parametrize(("name", "value", "sound", "more", "changes"), SAID, ids=[row[0] for row in SAID])
 def test_no_option_is_left_unused(demo, tiny, name, value, sound, more, changes, sequential):
     """In batches and in the long form each option shows in the transcript, or is refused by its name."""
-    engine = tiny if sound == "noise" else demo
+    engine = tiny if "noise" in sound else demo
     base = more | ({"sequential": True} if sequential else {})
     if sequential and name in REFUSED:
         with pytest.raises(Rejected, match=f"--{name.replace('_', '-')} has no use with --sequential"):
@@ -361,18 +391,18 @@ def test_no_layout_is_left_unused(demo, name, value, more):
     assert cues(found, **more, **{name: value}) != cues(found, **more)
 
 
-def test_the_batch_size_is_that_of_the_engines_calls(demo):
+def test_the_batch_size_is_that_of_the_engines_calls(tiny):
     """Chunks are decoded so many at a time."""
     sizes = []
 
     class Watching:
-        facts, tokenizer, check = demo.facts, demo.tokenizer, staticmethod(demo.check)
+        facts, tokenizer, check = tiny.facts, tiny.tokenizer, staticmethod(tiny.check)
 
         def transcribe(self, windows, decoding):
             sizes.append(len(windows))
-            return demo.transcribe(windows, decoding)
+            return tiny.transcribe(windows, decoding)
 
-    direct_transcribe.transcribe([SOUNDS["english"]()], Watching(), Decoding(batch_size=3, chunk_length=2))
+    direct_transcribe.transcribe([SOUNDS["noise"]()], Watching(), Decoding(**LOUD, batch_size=3, chunk_length=2))
     assert max(sizes) == 3
 
 
