@@ -59,7 +59,7 @@ format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: setup ## measure loading, quality beside its peers, and a backfill, with records in benchmarks/results; 20 GB of disk, two hours
+bench: setup ## measure loading, a backfill, quality and words beside their peers, with records in benchmarks/results; 20 GB of disk, two hours
 	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
 	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
 	@$(BIN)/python benchmarks/backfill.py
