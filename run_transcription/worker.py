@@ -102,12 +102,11 @@ class Terms:
 
 
 def source_for(settings: Settings, keeper: Keeper) -> sources.Source:
-    """Return the source that was asked for; raises TranscriptionError where it or a bucket is not there."""
+    """Return the source that was asked for; raises TranscriptionError where it, or every bucket, is not there."""
     if settings.queue_url is not None and settings.folder is None:
         if not settings.buckets:
             raise click.UsageError("Name each bucket that recordings may lie in, with --bucket or TRANSCRIBE_BUCKET.")
-        for bucket in settings.buckets:  # a wrong one would have every message put among the dead letters
-            storage.require_bucket(bucket)
+        require_some(settings.buckets)
         if settings.backfill_url is None:
             return sources.SqsSource(settings.queue_url, keeper)
         urls = (settings.queue_url, settings.backfill_url)
@@ -115,6 +114,23 @@ def source_for(settings: Settings, keeper: Keeper) -> sources.Source:
     if settings.folder is not None and settings.queue_url is None:
         return sources.FolderSource(settings.folder, recordings.could_be_audio)
     raise click.UsageError("Give either --queue-url or --source (or set one of their variables, not both).")
+
+
+def require_some(buckets: Sequence[str]) -> None:
+    """Make sure that one of the buckets is there at least; raises TranscriptionError.
+
+    With none each message would end among the dead letters. One that was removed by now stops nobody else's work.
+    """
+    lacking: list[TranscriptionError] = []
+    for bucket in buckets:
+        try:
+            storage.require_bucket(bucket)
+        except TranscriptionError as error:
+            lacking.append(error)
+    if len(lacking) == len(buckets):
+        raise lacking[0]
+    for error in lacking:
+        log.warning("%s: going on with the other buckets", error)
 
 
 def output_of(settings: Settings) -> str | None:

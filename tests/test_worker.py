@@ -563,6 +563,15 @@ def test_a_worker_of_a_queue_is_told_its_buckets():
     assert "with --bucket or TRANSCRIBE_BUCKET" in outcome.output
 
 
+def test_a_bucket_that_was_removed_stops_nobody(stack, caplog):
+    """Of several buckets one may be gone by now, and that is logged; with none of them left no worker begins."""
+    worker.require_some((stack.bucket, "gone-by-now"))
+    assert "gone-by-now" in caplog.text
+    assert stack.bucket not in caplog.text
+    with pytest.raises(TranscriptionError, match="gone-by-now"):
+        worker.require_some(("gone-by-now", "gone-too"))
+
+
 def queue_of(stack):
     """Return the arguments by which a worker serves a stack."""
     return ("--queue-url", stack.queue_url, "--bucket", stack.bucket)
