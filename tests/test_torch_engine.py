@@ -261,6 +261,7 @@ folder = pathlib.Path(sys.argv[1])
 engine = TorchEngine(assemble.mapped_model(folder, "float32", "sdpa"), vocabulary.read(folder), ModelFacts(*["-"] * 5))
 for _ in range(2):
     print(len(engine.transcribe([numpy.zeros(16000, "float32")] * 2, Decoding()).rows))
+engine.transcribe_sequentially(numpy.ones(16000, "float32"), Decoding())
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

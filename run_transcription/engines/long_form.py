@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 TOKEN_COMPRESSION_RATIO = 1.35  # transformers measures it on bytes of tokens, where openai's 2.4 is on text
 SEED = 0
+
+# it says that what is asked for below sets what is asked for below, too
+logging.getLogger("transformers.models.whisper.generation_whisper").setLevel(logging.ERROR)
 
 
 def passed(
