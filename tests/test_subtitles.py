@@ -66,10 +66,10 @@ def test_an_arrow_in_a_word_begins_no_cue():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6))
-def test_captions_keep_their_limits(seed):
+@given(st.integers(0, 10**6), st.sampled_from([0.35, 1.5]))
+def test_captions_keep_their_limits(seed, pace):
     """Two lines of 42 characters, 1 to 7 s, 17 characters a second; each word once, in order, and no two at a time."""
-    line = talk(seed)
+    line = talk(seed, pace=pace)
     found = captions.captions([line])
     assert " ".join(" ".join(cue.text.split("\n")) for cue in found).split() == line.text.split()
     assert all(len(cue.text.split("\n")) <= 2 for cue in found)
