@@ -129,8 +129,8 @@ def require_some(buckets: Sequence[str]) -> None:
             lacking.append(error)
     if len(lacking) == len(buckets):
         raise lacking[0]
-    for error in lacking:
-        log.warning("%s: going on with the other buckets", error)
+    for one in lacking:
+        log.warning("%s: going on with the other buckets", one)
 
 
 def output_of(settings: Settings) -> str | None:
