@@ -37,7 +37,7 @@ class Boot:
 
 def boot(instance: Machine, stack: Stack, recording: Path) -> Boot:
     """Prefetch, start the worker, and upload a recording when it is ready; wait for the transcript."""
-    lines = [f"TRANSCRIBE_QUEUE_URL={stack.queue_url}", "TRANSCRIBE_THREADS=1"]
+    lines = [f"TRANSCRIBE_QUEUE_URL={stack.queue_url}", f"TRANSCRIBE_BUCKET={stack.bucket}", "TRANSCRIBE_THREADS=1"]
     lines += [f"{name}={os.environ[name]}" for name in os.environ if name.startswith("AWS_")]
     command = [*instance.ssh("")[:-1], "cat >> /etc/transcribe.env"]
     subprocess.run(command, input="\n".join(lines), text=True, check=True)
