@@ -31,6 +31,7 @@ WHOLE = 0.995  # share of the speech that has to have text; below it a person sh
 SURE = 0.5  # confidence below which words are not put in, and a person should look
 ASIDE = 4 * SAMPLE_RATE  # heard beside speech without text when it is decoded once more
 AROUND_SEAM = 15 * SAMPLE_RATE  # the window in which a seam is decoded once more
+AT_A_CHANGE = 5.0  # seconds of a chunk where the language changes
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class Assembly:
     def add(self, batch: Sequence[Passage]) -> tuple[tuple[Chunk, Row], ...]:
         """Decode passages and what has to be decoded beside them; return all rows that were used."""
         rows = self.decoder.rows({passage.chunk: passage.samples for passage in batch})
+        batch = self._cut_at_changes(batch, rows)
+        rows |= self.decoder.rows({each.chunk: each.samples for each in batch if each.chunk not in rows})
         parts = [_Part(passage, rows[passage.chunk], self._said(passage.chunk, rows)) for passage in batch]
         rows |= self._find_lost(parts)
         line = [self.last, *parts] if self.last is not None else parts
@@ -103,6 +106,20 @@ class Assembly:
             return ()
         ratio = quality.compression_ratio(self.engine.tokenizer.decode(row.tokens).strip())
         return tuple(tokens.segments(row, chunk, self.engine.tokenizer, ratio))
+
+    def _cut_at_changes(self, batch: Sequence[Passage], rows: Mapping[Chunk, Row]) -> list[Passage]:
+        """Return passages, shorter ones where the language changes: each is decoded in a single one."""
+        if self.decoding.language is not None:
+            return [*batch]
+        before = self.last.row.language if self.last is not None and self.last.segments else None
+        found = [rows[each.chunk] for each in batch]
+        heard = [row.language if self.decoder.speaks(row) else None for row in found]
+        changing = languages.at_changes([before, *heard])
+        return [
+            piece
+            for place, each in enumerate(batch, start=1)
+            for piece in (chunking.cut_again(each, AT_A_CHANGE) if place in changing else [each])
+        ]
 
     def _find_lost(self, parts: Sequence[_Part]) -> dict[Chunk, Row]:
         """Decode speech without text once more, with other cuts, and put what was said there in its place.

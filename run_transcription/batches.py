@@ -66,7 +66,7 @@ class Decoder:
     def _in_its_language(self, rows: dict[Chunk, Row], decoded: Mapping[Chunk, Samples]) -> dict[Chunk, Row]:
         """Decode rows anew whose language is in doubt, in the one that the first windows vote for."""
         if len(self._voiced) < languages.WINDOWS:
-            self._voiced += [row for row in rows.values() if self._speaks(row)]
+            self._voiced += [row for row in rows.values() if self.speaks(row)]
         language, probability = languages.vote(self._voiced)
         doubtful = languages.doubtful(rows, language, self._decoding.language_detection_threshold)
         waiting = {chunk: decoded[chunk] for chunk in doubtful if chunk in decoded}
@@ -77,7 +77,8 @@ class Decoder:
                 rows[chunk] = replace(row, language_probability=probability, attempts=attempts)
         return rows
 
-    def _speaks(self, row: Row) -> bool:
+    def speaks(self, row: Row) -> bool:
+        """Tell whether a row has text that is not to be dropped."""
         tokens = any(token < self._engine.tokenizer.end_of_text for token in row.tokens)
         return tokens and not quality.is_silence(row, self._decoding)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,16 @@ def vote(voiced: Sequence[Row]) -> tuple[str | None, float]:
         votes[row.language] += row.language_probability
     winner = max(votes, key=lambda language: votes[language], default=None)
     return winner, votes[winner] / len(voters) if voters else 0.0
+
+
+def at_changes(heard: Sequence[str | None]) -> set[int]:
+    """Return the places of windows next to one in another language: one of the two may hold both.
+
+    None stands for a window without speech, which is passed over.
+    """
+    spoken = [(place, language) for place, language in enumerate(heard) if language is not None]
+    pairs = [(a, b) for (a, before), (b, after) in pairwise(spoken) if before != after]
+    return {place for pair in pairs for place in pair}
 
 
 def doubtful(rows: Mapping[Chunk, Row], language: str | None, threshold: float) -> Iterable[Chunk]:

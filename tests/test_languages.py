@@ -93,6 +93,24 @@ def test_a_recording_that_changes_its_language(engine):
     assert word_errors(said, found.text.split()) <= 0.05 * len(said)
 
 
+def test_a_window_over_a_change_is_cut_again(engine):
+    """Where English becomes German in the middle of a window, shorter ones are decoded each in its own language."""
+    english, german = heard("call-signs.mp3"), heard("ziffern.m4a")
+    found, _ = direct_transcribe.transcribe([np.concatenate([english, english, *[german] * 3])], engine, Decoding())
+    said = [(RECORDINGS / f"{name}.txt").read_text(encoding="utf-8").split() for name in ("call-signs", "ziffern")]
+    wanted = said[0] * 2 + said[1] * 3
+    assert word_errors(wanted, found.text.split()) <= 0.02 * len(wanted)
+    change = 2 * len(english) / SAMPLE_RATE
+    wrong = [each for each in found.segments if (each.language == "de") != (each.start + each.end > 2 * change)]
+    assert len(wrong) <= 1
+
+
+def test_changes_are_found_across_silence():
+    """A window without speech has no language, and parts nothing."""
+    assert languages.at_changes(["en", "en", None, "de", "de", None]) == {1, 3}
+    assert languages.at_changes([None, "en", None, "en"]) == set()
+
+
 @pytest.mark.parametrize(("name", "language"), [("ziffern.m4a", "de"), ("call-signs.mp3", "en")])
 def test_both_languages_of_the_demo_are_known(engine, name, language):
     """Without a language the recording's own is found, and it is sure."""
