@@ -80,6 +80,8 @@ def bake(*, pin_base: bool, dry_run: bool, **given: Any) -> None:
       run-transcription bake --region eu-west-1
       run-transcription bake --model demo --on-demand --instance-type m5.large
     """
+    if pin_base and dry_run:
+        raise click.UsageError("--pin-base writes a file and --dry-run changes nothing: choose one.")
     wanted = Recipe(**given)
     bake_parts.require_checkout(wanted.templates)
     if pin_base:

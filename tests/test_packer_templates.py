@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hcl2
 import pytest
+from click.testing import CliRunner
 
 from run_transcription import bake, bake_parts, packer_process
 from tools import require_tool
@@ -147,6 +148,13 @@ def test_the_base_image_is_pinned_in_place(tmp_path):
     found = bake_parts.pins(tmp_path)
     assert (found["base_image_id"], found["base_image_name"]) == ("ami-0123456789abcdef0", "Base image 1")
     assert found["model"] == bake_parts.pins(PACKER)["model"]
+
+
+def test_a_dry_run_pins_nothing():
+    """What changes nothing can't write the base image down."""
+    done = CliRunner().invoke(bake.bake, ["--pin-base", "--dry-run"])
+    assert done.exit_code == 2
+    assert "choose one" in done.output
 
 
 @pytest.mark.parametrize(
