@@ -61,18 +61,20 @@ def test_an_absent_image_says_how_to_make_one(account):
 
 
 def test_a_network_without_a_way_out_is_found(account):
-    """Subnets of one's own need the internet or endpoints for both services."""
+    """Subnets of one's own need endpoints, or the internet: through its gateway only what has a public address gets."""
     client = boto3.client("ec2")
     network = client.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
     subnet = client.create_subnet(VpcId=network, CidrBlock="10.0.0.0/24")["Subnet"]["SubnetId"]
     shut = table(vpc_id=network, subnet_ids=(subnet,))["route to S3, SQS"]
     assert not shut.ok
-    assert "no endpoint for s3 and sqs" in shut.text
+    assert "no endpoint for autoscaling, s3, sqs" in shut.text
     assert not table(vpc_id=network)["route to S3, SQS"].ok
     gateway = client.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
     client.attach_internet_gateway(InternetGatewayId=gateway, VpcId=network)
     main = client.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [network]}])["RouteTables"][0]
     client.create_route(RouteTableId=main["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
+    assert not table(vpc_id=network, subnet_ids=(subnet,))["route to S3, SQS"].ok
+    client.modify_subnet_attribute(SubnetId=subnet, MapPublicIpOnLaunch={"Value": True})
     assert table(vpc_id=network, subnet_ids=(subnet,))["route to S3, SQS"].ok
 
 
