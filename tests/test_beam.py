@@ -11,7 +11,7 @@ import tiny_whisper
 import torch
 from test_torch_engine import engine_of
 
-from run_transcription.engines import beam
+from run_transcription.engines import beam, rows
 from run_transcription.errors import Rejected
 from run_transcription.records import Decoding
 
@@ -85,11 +85,11 @@ def every_way():
 def test_many_beams_find_the_best_text_of_all(monkeypatch, penalty):
     """With beams and patience enough, the text found is the best of all that there are, by either penalty."""
     found, _ = searched(monkeypatch, beam.Plan(40, 3.0, penalty))
-    tokens, total = max(every_way(), key=lambda way: beam.rank(way[1], len(way[0]), penalty))
+    tokens, total = max(every_way(), key=lambda way: rows.rank(way[1], len(way[0]), penalty))
     for row in found:
         assert row.complete
-        assert beam.rank(row.total, len(row.tokens), penalty) == pytest.approx(
-            beam.rank(total, len(tokens), penalty), abs=1e-4
+        assert rows.rank(row.total, len(row.tokens), penalty) == pytest.approx(
+            rows.rank(total, len(tokens), penalty), abs=1e-4
         )
 
 
@@ -165,12 +165,12 @@ def test_a_prompt_reaches_the_model_as_transformers_gives_it(tmp_path, engine, w
 
 def test_hot_words_and_prompt_share_the_room(engine):
     """Together they take no more than half of the longest text; of the prompt its end is kept."""
-    ids = engine._prompt(replace(ENGLISH, hotwords="h" * 100, initial_prompt="a" * 100 + "z"))
+    ids = engine._abilities.prompt(replace(ENGLISH, hotwords="h" * 100, initial_prompt="a" * 100 + "z"))
     assert len(ids) == 40 // 2
     assert ids[0] == engine._vocabulary.previous
     assert engine.tokenizer.decode(ids[1:10]).strip("h ") == ""
     assert engine.tokenizer.decode(ids).endswith("az")
-    assert engine._prompt(ENGLISH) == []
+    assert engine._abilities.prompt(ENGLISH) == []
 
 
 @pytest.mark.parametrize("text", ["<|endoftext|>", "x<|startoftranscript|><|de|>"])
@@ -191,8 +191,8 @@ def test_suppressed_tokens_are_never_written(engine, windows):
     for beams in (1, 2):
         wanted = replace(ENGLISH, suppress_tokens=(-1, common), beam_size=beams)
         assert common not in {token for row in engine.transcribe(windows, wanted).rows for token in row.tokens}
-    assert engine._suppressed(replace(ENGLISH, suppress_tokens=(-1, 7))) == [1, 2, 7]
-    assert engine._suppressed(replace(ENGLISH, suppress_tokens=())) == []
+    assert engine._abilities.never_written(replace(ENGLISH, suppress_tokens=(-1, 7))) == [1, 2, 7]
+    assert engine._abilities.never_written(replace(ENGLISH, suppress_tokens=())) == []
     with pytest.raises(Rejected, match="has no token 99999"):
         engine.check(replace(ENGLISH, suppress_tokens=(99_999,)))
 

@@ -12,25 +12,21 @@ import torch
 from torch.nn import functional
 
 from run_transcription.engines import warping
-from run_transcription.records import SAMPLE_RATE
+from run_transcription.engines.spans import frames_in, spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy.typing as npt
     from transformers import WhisperForConditionalGeneration
 
+    from run_transcription.engines.spans import Span
     from run_transcription.engines.vocabulary import Vocabulary
     from run_transcription.records import Samples
 
-FRAME = 320  # samples: the encoder's positions are 20 ms apart
 MEDIAN = 7  # positions over which attention is smoothed
 ONSET = 0.2  # of its highest attention, from which on a token is being said
-AROUND = 50  # positions, a second, on both sides of one that is quiet or loud beside them
-QUIET = 10**-2.6  # power over the loudest place around, 26 dB below it
 
 Heads = dict[int, list[int]]  # by layer
-Span = tuple[float, float]
 Weights = np.ndarray[tuple[int, ...], np.dtype[np.float32]]  # [ids, positions]
 
 
@@ -72,31 +68,12 @@ def token_times(  # noqa: PLR0913 - the model, and all that it has heard and wri
     begin = prompts.shape[1]  # <|notimestamps|>, the position that writes the first word
     attention, costs = [], []
     for number, (text, window) in enumerate(zip(texts, windows, strict=True)):
-        frames = min(encoded.shape[1], max(1, -(-len(window) // FRAME)))
+        frames = min(encoded.shape[1], frames_in(window))
         weights = torch.cat([layer[number] for layer in seen])[:, begin : begin + len(text), :frames].softmax(dim=-1)
         attention.append(weights.mean(dim=0).cpu().numpy())
         costs.append(-_smooth(weights).mean(dim=0).cpu().numpy())
-    facts = zip(rows, attention, warping.starts(costs), windows, strict=True)
-    return [_times(row, weights, starts, window, vocabulary.end_of_text) for row, weights, starts, window in facts]
-
-
-def _times(
-    row: Sequence[int], weights: Weights, starts: Sequence[int], window: Samples, end_of_text: int
-) -> tuple[Span, ...]:
-    """Return the times of a row's ids; a timestamp stands where the text behind it begins."""
-    begins = [*_onsets(weights, starts), weights.shape[1]]
-    audible = _audible(window, weights.shape[1])
-    spans: list[Span] = []
-    for begin, after in itertools.pairwise(begins):
-        heard = np.flatnonzero(audible[begin:after])
-        # what nothing is heard of, such as a mark in a pause, belongs to the word before it
-        end = begin + int(heard[-1]) + 1 if len(heard) else begin
-        spans.append((_seconds(begin), _seconds(end) if len(heard) or not spans else spans[-1][1]))
-    places = itertools.accumulate((token < end_of_text for token in row), initial=0)
-    return tuple(
-        spans[place] if token < end_of_text else (spans[place][0],) * 2
-        for token, place in zip(row, places, strict=False)
-    )
+    facts, end = zip(rows, attention, warping.starts(costs), windows, strict=True), vocabulary.end_of_text
+    return [spans(row, _onsets(weights, starts), window, end) for row, weights, starts, window in facts]
 
 
 def _onsets(weights: Weights, starts: Sequence[int]) -> list[int]:
@@ -106,21 +83,6 @@ def _onsets(weights: Weights, starts: Sequence[int]) -> list[int]:
         part = line[begin : max(after, begin + 1)]
         found.append(begin + int((part >= ONSET * part.max()).argmax()))
     return found
-
-
-def _audible(window: Samples, frames: int) -> npt.NDArray[np.bool_]:
-    """Tell for each frame whether it is heard beside what is loud around it: words don't go on in pauses."""
-    padded = np.zeros(frames * FRAME, np.float32)
-    padded[: len(window)] = window[: len(padded)]
-    power = np.square(padded.reshape(frames, FRAME)).mean(axis=1)
-    around = np.pad(power, AROUND, mode="edge")
-    loudest = np.lib.stride_tricks.sliding_window_view(around, 2 * AROUND + 1).max(axis=1)
-    heard: npt.NDArray[np.bool_] = power > QUIET * loudest
-    return heard
-
-
-def _seconds(frame: int) -> float:
-    return round(frame * FRAME / SAMPLE_RATE, 2)
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from transformers.generation.logits_process import (
     WhisperTimeStampLogitsProcessor,
 )
 
+from run_transcription.engines.rows import Beam
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -37,29 +39,6 @@ class Plan:
     def wanted(self) -> int:
         """Finished beams at which a row is done."""
         return max(1, round(self.beams * self.patience))
-
-
-@dataclass(frozen=True, slots=True)
-class Beam:
-    """Ids without prompt and end of text; the log-probability of each, and of the end where it has come to one."""
-
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    complete: bool = False
-
-    @property
-    def total(self) -> float:
-        """The log-probability of all of it."""
-        return sum(self.logprobs)
-
-    def rank(self, penalty: float | None) -> float:
-        """Return what beams and candidates are compared by: the greater is the better."""
-        return rank(self.total, len(self.tokens), penalty)
-
-
-def rank(total: float, length: int, penalty: float | None) -> float:
-    """Return a log-probability over the length; with a penalty over ((5 + length) / 6) ** penalty."""
-    return total / (max(1, length) if penalty is None else ((5 + length) / 6) ** penalty)
 
 
 @dataclass(slots=True)

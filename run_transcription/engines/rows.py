@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-from run_transcription.engines.beam import Beam
 from run_transcription.records import Row
 
 if TYPE_CHECKING:
@@ -23,6 +20,29 @@ class Start:
     languages: tuple[str, ...]
     probabilities: tuple[float, ...]
     no_speech: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Beam:
+    """Ids without prompt and end of text; the log-probability of each, and of the end where it has come to one."""
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    complete: bool = False
+
+    @property
+    def total(self) -> float:
+        """The log-probability of all of it."""
+        return sum(self.logprobs)
+
+    def rank(self, penalty: float | None) -> float:
+        """Return what beams and candidates are compared by: the greater is the better."""
+        return rank(self.total, len(self.tokens), penalty)
+
+
+def rank(total: float, length: int, penalty: float | None) -> float:
+    """Return a log-probability over the length; with a penalty over ((5 + length) / 6) ** penalty."""
+    return total / (max(1, length) if penalty is None else ((5 + length) / 6) ** penalty)
 
 
 def rows(beams: Sequence[Beam], start: Start, temperature: float) -> list[Row]:
@@ -67,9 +87,13 @@ def complete(settings: object, vocabulary: Vocabulary, *, multilingual: bool) ->
             setattr(settings, name, value)
 
 
-def language_code(name: str | None) -> str | None:
+def language_code(name: str | None, known: Sequence[str]) -> str | None:
     """Return `en` for `en`, `English` or `<|en|>`; a name that nobody knows comes back as it is."""
     if name is None:
         return None
     plain = name.lower().strip("<|> ")
+    if plain in known:
+        return plain
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
     return str(TO_LANGUAGE_CODE.get(plain, plain))

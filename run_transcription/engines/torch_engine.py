@@ -6,34 +6,30 @@ import itertools
 import logging
 import math
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import LogitsProcessorList
 
-from run_transcription import combinations
 from run_transcription.engines import alignment, beam, long_form
+from run_transcription.engines.abilities import abilities
 from run_transcription.engines.choosing import Chooser
 from run_transcription.engines.features import LogMel
-from run_transcription.engines.prompts import prompt_ids
-from run_transcription.engines.rows import Start, beam_of, best, complete, language_code, rows
-from run_transcription.errors import OutOfMemory, Rejected, TranscriptionError
-from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, Row, Timing, Tokenizer
+from run_transcription.engines.no_room import no_room_told
+from run_transcription.engines.rows import Start, beam_of, best, rows
+from run_transcription.errors import TranscriptionError
+from run_transcription.records import Batch, Chunk, Decoding, ModelFacts, Row, Timing, Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from transformers import WhisperForConditionalGeneration
     from transformers.modeling_outputs import BaseModelOutput
 
-    from run_transcription.engines.beam import Beam
+    from run_transcription.engines.rows import Beam
     from run_transcription.engines.vocabulary import Vocabulary
     from run_transcription.records import Samples
-
-MULTILINGUAL_VOCABULARY = 51_865  # ids; openai/whisper tells English-only checkpoints by having fewer
-NO_ROOM = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")  # in any of torch's errors
 
 # transformers warns of what its own Whisper code hands to its own `generate`, and of an attention mask that Whisper
 # doesn't use: neither can be avoided from here
@@ -49,36 +45,13 @@ class TorchEngine:
         self.tokenizer: Tokenizer = tokenizer
         self._vocabulary = tokenizer
         self._model = model.eval()
-        settings = model.generation_config
-        self._multilingual = getattr(settings, "is_multilingual", model.config.vocab_size >= MULTILINGUAL_VOCABULARY)
-        complete(settings, tokenizer, multilingual=self._multilingual)
-        self._own_suppressed = tuple(settings.suppress_tokens or ())
-        self._pruned = model.config.decoder_layers < model.config.encoder_layers
-        self._tasks = getattr(settings, "task_to_id", {}) if self._multilingual else {}
-        self._languages = settings.lang_to_id if self._multilingual else {}
+        self._abilities = abilities(facts.id, model.config, model.generation_config, tokenizer)
         frames = model.config.max_source_positions * 2  # the encoder's second convolution has stride 2
         self._features = LogMel(model.config.num_mel_bins, frames, model.device)
 
     def check(self, decoding: Decoding) -> Decoding:
         """Return it with its languages as codes; raise Rejected (unsupported_option) where this model can't so."""
-        combinations.refuse_unused(decoding)
-        if decoding.task == "translate" and "translate" not in self._tasks:
-            raise self._refused("can't translate: use --task transcribe, or a multilingual model")
-        if decoding.task == "translate" and self._pruned:
-            raise self._refused("was not trained to translate since its decoder was cut down, as turbo's: use large-v3")
-        code, *allowed = (self._code(name) for name in (decoding.language, *decoding.languages))
-        if code is not None and allowed and code not in allowed:
-            raise self._refused(
-                f"was told --languages {','.join(map(str, allowed))}: --language {code} is none of them"
-            )
-        window = self._features.samples / SAMPLE_RATE
-        if decoding.chunk_length > window:
-            raise self._refused(f"hears {window:g} s at a time: --chunk-length {decoding.chunk_length:g} is too long")
-        beyond = [token for token in decoding.suppress_tokens if token >= self._model.config.vocab_size]
-        if beyond:
-            raise self._refused(f"has no token {beyond[0]}: leave it out of --suppress-tokens")
-        self._prompt(decoding)
-        return replace(decoding, language=code, languages=tuple(str(each) for each in allowed))
+        return self._abilities.check(decoding)
 
     def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         """Decode windows (each float32 [samples], at most one encoder window long): a row for each, in order.
@@ -86,7 +59,7 @@ class TorchEngine:
         Raises Rejected for a language or a task that the model doesn't have, OutOfMemory where they are too many at a
         time, TranscriptionError where it gives NaN.
         """
-        with _no_room_told(f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size"):
+        with no_room_told(f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size"):
             return self._transcribe(windows, self.check(decoding))
 
     def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
@@ -94,16 +67,16 @@ class TorchEngine:
 
         Raises OutOfMemory where the recording is too long for it.
         """
-        with _no_room_told("the whole recording at once does not fit into memory: leave --sequential out"):
+        with no_room_told("the whole recording at once does not fit into memory: leave --sequential out"):
             return self._passed(samples, self.check(decoding))
 
     def _passed(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
         with torch.inference_mode():
             start = self._start(self._encoded([samples[: self._features.samples]]), decoding)
         language, probability = start.languages[0], start.probabilities[0]
-        prompt = torch.tensor(self._prompt(decoding), device=self._model.device)
+        prompt = torch.tensor(self._abilities.prompt(decoding), device=self._model.device)
         chosen = self._chosen(language, decoding) | ({"prompt_ids": prompt} if len(prompt) else {})
-        found = long_form.passed(self._model, samples, decoding, chosen, self._suppressed(decoding))
+        found = long_form.passed(self._model, samples, decoding, chosen, self._abilities.never_written(decoding))
         told = [replace(row, language=language, language_probability=probability) for _, row in found]
         chunks = [chunk for chunk, _ in found]
         if decoding.aligned:
@@ -140,11 +113,11 @@ class TorchEngine:
         logits = self._model(encoder_outputs=encoded, decoder_input_ids=prompt, use_cache=False).logits[:, 0].float()
         no_speech = tuple(logits.softmax(dim=-1)[:, self._vocabulary.no_speech].tolist())
         self._refuse_nan(no_speech)
-        given = decoding.language or (None if self._multilingual else "en")
+        given = decoding.language or (None if self._abilities.languages else "en")
         if given is not None:
             return Start((given,) * rows, (1.0,) * rows, no_speech)
-        codes = [code for code in self._codes() if not decoding.languages or code in decoding.languages]
-        ids = [self._languages[f"<|{code}|>"] for code in codes]
+        codes = self._abilities.allowed(decoding)
+        ids = [self._abilities.languages[code] for code in codes]
         probability, index = logits[:, ids].softmax(dim=-1).max(dim=-1)
         return Start(tuple(codes[i] for i in index.tolist()), tuple(probability.tolist()), no_speech)
 
@@ -159,7 +132,7 @@ class TorchEngine:
         chooser = Chooser(len(languages), self.tokenizer.end_of_text, limit, self._model.device)
         chooser.heat(decoding.temperature, windows, candidates)
         prompts = self._prompts(languages, decoding)
-        before = prompts[0, : len(self._prompt(decoding))]
+        before = prompts[0, : len(self._abilities.prompt(decoding))]
         ids = self._model.generate(
             encoder_outputs=type(encoded)(last_hidden_state=states),
             **self._chosen(languages, decoding),
@@ -169,7 +142,7 @@ class TorchEngine:
             temperature=0.0,
             return_timestamps=True,
             force_unique_generate_call=True,
-            suppress_tokens=self._suppressed(decoding),
+            suppress_tokens=self._abilities.never_written(decoding),
             max_length=limit,
             logits_processor=LogitsProcessorList([chooser]),
         )
@@ -184,7 +157,7 @@ class TorchEngine:
     def _searched(self, encoded: BaseModelOutput, languages: Sequence[str], decoding: Decoding) -> list[Beam]:
         """Decode with several beams."""
         prompts = self._prompts(languages, decoding)
-        rules = beam.processors(self._model, self._suppressed(decoding), prompts.shape[1])
+        rules = beam.processors(self._model, self._abilities.never_written(decoding), prompts.shape[1])
         plan = beam.Plan(decoding.beam_size, decoding.patience, decoding.length_penalty)
         found = beam.search(self._model, encoded, prompts, rules, plan, end=self.tokenizer.end_of_text)
         self._refuse_nan([each.total for each in found])
@@ -217,59 +190,22 @@ class TorchEngine:
                 done += self._aligned(self._encoded(windows), found[part], windows, decoding)
         return done
 
-    def _prompt(self, decoding: Decoding) -> list[int]:
-        return prompt_ids(decoding, self._vocabulary, self._model.config.max_target_positions)
-
     def _prompts(self, languages: Sequence[str], decoding: Decoding) -> torch.Tensor:
         """Return what stands before the text of each row, as ids [rows, prompt]."""
-        before = [*self._prompt(decoding), self._vocabulary.start]
-        task = [self._tasks[decoding.task]] if self._tasks else []
-        known = self._languages if self._multilingual else {}
-        lines = [[*before, *([known[f"<|{code}|>"]] if known else []), *task] for code in languages]
-        return torch.tensor(lines, device=self._model.device)
-
-    def _suppressed(self, decoding: Decoding) -> list[int]:
-        """Return the tokens that are never written; -1 stands for the model's own list."""
-        wanted = (self._own_suppressed if token < 0 else [token] for token in decoding.suppress_tokens)
-        return sorted(set(itertools.chain.from_iterable(wanted)))
+        return torch.tensor(self._abilities.prompts(languages, decoding), device=self._model.device)
 
     def _chosen(self, languages: str | list[str], decoding: Decoding) -> dict[str, object]:
         """Return what the prompt says, as `generate` takes it: nothing for a model that knows only English."""
         named = f"<|{languages}|>" if isinstance(languages, str) else [f"<|{code}|>" for code in languages]
-        chosen: dict[str, object] = {"language": named} if self._multilingual else {}
-        return chosen | ({"task": decoding.task} if self._tasks else {})
-
-    def _code(self, name: str | None) -> str | None:
-        """Return a language's code; raise Rejected for one that this model doesn't know."""
-        code = language_code(name)
-        if code is not None and code not in (known := self._codes()):
-            raise self._refused(f"knows no language {name!r}; it knows {', '.join(known)}")
-        return code
-
-    def _refused(self, why: str) -> Rejected:
-        return Rejected("unsupported_option", f"{self.facts.id} {why}")
+        chosen: dict[str, object] = {"language": named} if self._abilities.languages else {}
+        return chosen | ({"task": decoding.task} if self._abilities.tasks else {})
 
     def _refuse_nan(self, numbers: Sequence[float]) -> None:
         if any(map(math.isnan, numbers)):
             raise TranscriptionError(f"{self.facts.id} gave NaN in {self.facts.dtype}: try --dtype float32")
-
-    def _codes(self) -> list[str]:
-        return [name.strip("<|>") for name in self._languages] if self._multilingual else ["en"]
 
     def _now(self) -> float:
         """Return the time at which the device has done what it was told."""
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
         return time.perf_counter()
-
-
-@contextmanager
-def _no_room_told(message: str) -> Iterator[None]:
-    """Turn the errors by which torch, CUDA's libraries and numpy say that memory has run out into one of ours."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        no_room = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if no_room or any(words in str(error) for words in NO_ROOM):
-            raise OutOfMemory(message) from error
-        raise
