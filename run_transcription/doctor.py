@@ -14,6 +14,7 @@ import click
 
 from run_transcription import __version__, optimized_loader, options, storage
 from run_transcription import schema as result_schema
+from run_transcription.engines import kinds
 from run_transcription.errors import TranscriptionError
 from run_transcription.records import LoadReport, ModelFacts, ModelSpec
 
@@ -31,6 +32,7 @@ class Diagnosis:
     gpu: str | None
     home: str
     packages: dict[str, str | None]  # by name; None: missing
+    engines: dict[str, str | None]  # beside torch; None: not installed
     wanted: str
     model: ModelFacts | None
     load: LoadReport | None
@@ -55,6 +57,7 @@ def examine(spec: ModelSpec) -> Diagnosis:
         gpu=_gpu(),
         home=str(storage.home()),
         packages={name: _version(name) for name in _needed()},
+        engines={name: kinds.version(name) for name in kinds.KINDS},
         wanted=spec.model,
         model=model,
         load=load,
@@ -94,13 +97,15 @@ def _lines(found: Diagnosis) -> list[tuple[str, str]]:
         ("gpu", found.gpu or "none that torch sees"),
         ("home", found.home),
         *((name, version or f"MISSING: {REMEDY}") for name, version in found.packages.items()),
+        *((name, version or f"not installed, for --engine {name}") for name, version in found.engines.items()),
     ]
     if found.model is None or found.load is None:
         return [*lines, ("model", f"NOT LOADED {options.one_line(found.problem or '')}")]
+    attention = f", attention {found.model.attention}" if found.model.engine == "torch" else ""
     return [
         *lines,
         ("model", f"{found.model.id}, revision {found.model.revision}"),
-        ("runs on", f"{found.model.device}, {found.model.dtype}, attention {found.model.attention}"),
+        ("runs on", f"{found.model.engine}, {found.model.device}, {found.model.dtype}{attention}"),
         ("loaded by", f"{found.load.strategy}, in {found.load.seconds:.2f} s"),
         *((f"not by {skip.strategy}", skip.reason) for skip in found.load.skipped),
     ]

@@ -13,18 +13,19 @@ import logging
 import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from run_transcription import options
+from run_transcription.engines import fingerprint as fingerprints
 from run_transcription.engines import model_folder
-from run_transcription.engines.fingerprint import Fingerprint
+from run_transcription.engines.fingerprint import Fingerprint, config_sha256, require_same
 from run_transcription.engines.state_header import Header, read_header
 from run_transcription.engines.state_reader import STATE_FILE, Reading, State, golden_of, open_state, view
-from run_transcription.errors import TranscriptionError, Unavailable
+from run_transcription.errors import ModelNotLoaded, TranscriptionError
 from run_transcription.records import ModelFacts, ModelFolder, ModelSpec
 from run_transcription.timeline import Timeline
 
@@ -45,14 +46,7 @@ FORMAT_VERSION = "3"
 
 def fingerprint(source: ModelFolder, dtype: str) -> Fingerprint:
     """Return what a state of this model in this dtype is made from; reads all of the weights once."""
-    return Fingerprint(
-        format_version=FORMAT_VERSION,
-        model_id=source.id,
-        revision=source.revision,
-        content_sha256=model_folder.sha256(model_folder.weight_files(source.path)),
-        config_sha256=_config_sha256(source.path),
-        dtype=dtype,
-    )
+    return fingerprints.fingerprint(source, dtype, FORMAT_VERSION)
 
 
 def preload_gpu_model(
@@ -141,7 +135,7 @@ def begin(folder: Path, wanted: Fingerprint | None, *, gpu: bool) -> Reading:
     with ExitStack() as undo:
         state = undo.enter_context(open_state(folder))
         require_same(state.made_from, wanted or state.made_from)
-        if state.made_from.config_sha256 != _config_sha256(folder):
+        if state.made_from.config_sha256 != config_sha256(folder):
             raise TranscriptionError(
                 f"the state in {folder} is damaged: the small files beside it are not those that it was made with"
             )
@@ -156,7 +150,7 @@ def require_unchanged(reading: Reading) -> None:
     The state itself is an open file, which stays what it is.
     """
     state = reading.state
-    if state.made_from.config_sha256 != _config_sha256(state.folder):
+    if state.made_from.config_sha256 != config_sha256(state.folder):
         raise TranscriptionError(f"the state in {state.folder} was replaced while it was read")
 
 
@@ -188,22 +182,6 @@ def finish(reading: Reading, device: str, attention: str, timeline: Timeline) ->
     return model
 
 
-def require_same(found: Fingerprint, wanted: Fingerprint) -> None:
-    """Raise Unavailable with the first field in which a state is not the wanted one; a wanted "" is any."""
-    for field in fields(Fingerprint):
-        has, want = getattr(found, field.name), getattr(wanted, field.name)
-        if want not in ("", has):
-            raise Unavailable(f"the state has another {field.name}: {has} instead of {want}")
-
-
-def _config_sha256(folder: Path) -> str:
-    """Return the sha256 of config, tokenizer and whatever else lies beside the weights."""
-    try:
-        return model_folder.sha256(model_folder.small_files(folder))
-    except OSError as error:
-        raise TranscriptionError(f"{error.filename} could not be read: {error.strerror}") from error
-
-
 def _engine(model: WhisperForConditionalGeneration, source: ModelFolder) -> Engine:
     from run_transcription.engines import vocabulary
     from run_transcription.engines.torch_engine import TorchEngine
@@ -222,13 +200,15 @@ def main(spec: ModelSpec) -> None:
     It is read back, compared with the model, proved on the golden clip, and reported. It has one dtype, which with
     --dtype auto is float16 here, and lies in TRANSCRIBE_HOME. An older state stays until all of that went well.
     """
+    if spec.engine != "torch":
+        raise ModelNotLoaded(f"--engine {spec.engine}: this is torch's state; use run-transcription convert")
     source = model_folder.resolve(spec)
     from run_transcription.engines import hardware
 
     folder = model_folder.state_folder(spec)
     device = hardware.device(spec.device)
     dtype = hardware.dtype("float16" if spec.dtype == "auto" else spec.dtype, device)
-    hardware.check_attention(spec.attention, device)
+    hardware.check_attention(spec, device)
     import transformers.models.whisper.modeling_whisper  # noqa: F401 - its seconds are not those of saving
 
     began = time.perf_counter()

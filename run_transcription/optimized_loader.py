@@ -14,20 +14,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import gpu_memory_persist, options
-from run_transcription.engines import hardware, trial
-from run_transcription.engines.fingerprint import Fingerprint
+from run_transcription import convert, gpu_memory_persist, options
+from run_transcription.engines import fingerprint, hardware, kinds, trial
 from run_transcription.engines.golden import Golden
 from run_transcription.engines.model_folder import download, on_this_machine, resolve, state_folder, weight_files
 from run_transcription.engines.state_reader import Reading, gpu_expected
 from run_transcription.errors import ModelNotLoaded, TranscriptionError, Unavailable
-from run_transcription.records import LoadReport, ModelFacts, ModelFolder, ModelHandle, ModelSpec, Skipped
+from run_transcription.records import Engine, LoadReport, ModelFacts, ModelFolder, ModelHandle, ModelSpec, Skipped
 from run_transcription.timeline import Timeline
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
-
-    from run_transcription.engines.vocabulary import Vocabulary
 
 __all__ = ["STRATEGIES", "Strategy", "load", "resolve"]
 
@@ -47,47 +44,47 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model on its device, and its tokenizer."""
-
-    model: WhisperForConditionalGeneration
-    source: ModelFolder
-    tokenizer: Vocabulary
-
-
-@dataclass(frozen=True, slots=True)
 class Strategy:
     """A way to load a model; it raises Unavailable where it does not apply."""
 
     name: str
-    load: Callable[[Request], Loaded]
+    load: Callable[[Request], Engine]
 
 
-def load_gpu_state(request: Request) -> Loaded:
+def load_gpu_state(request: Request) -> Engine:
     """Read a state made beforehand; with --dtype auto it is the state that says the dtype."""
+    if request.spec.engine != "torch":
+        return convert.baked(request.spec, request.source, request.device)
     reading = request.reading or _begin_reading(request.spec, request.source)
     with reading:
         made_from, folder = reading.state.made_from, reading.state.folder
         if made_from.dtype == "bfloat16" and not hardware.has_bfloat16(request.device):
             raise Unavailable("the state is in bfloat16, which this GPU has not")
         model = gpu_memory_persist.finish(reading, request.device, request.spec.attention, request.timeline)
-        loaded = _with_tokenizer(model, ModelFolder(made_from.model_id, folder, made_from.revision))
+        engine = _on_torch(request, model, ModelFolder(made_from.model_id, folder, made_from.revision))
         gpu_memory_persist.require_unchanged(reading)
-    return loaded
+    return engine
 
 
-def load_mapped(request: Request) -> Loaded:
+def load_mapped(request: Request) -> Engine:
     """Map the checkpoint's safetensors; on a CPU in the checkpoint's own dtype nothing is copied."""
+    if request.spec.engine != "torch":
+        raise Unavailable(f"{request.spec.engine} reads no checkpoint")
     from run_transcription.engines.assemble import errors_told, mapped_model
 
     source = request.source or download(request.spec)
     with errors_told(source.path):
         model = mapped_model(source.path, request.dtype, request.spec.attention).to(request.device)
-    return _with_tokenizer(model, source)
+    return _on_torch(request, model, source)
 
 
-def load_standard(request: Request) -> Loaded:
-    """Let transformers load the checkpoint its own way: slowest, and with the fewest assumptions."""
+def load_standard(request: Request) -> Engine:
+    """Let transformers load the checkpoint its own way: slowest, and with the fewest assumptions.
+
+    For another engine than torch the checkpoint is converted.
+    """
+    if request.spec.engine != "torch":
+        return convert.converted(request.spec, request.source, request.device)
     import torch
     from transformers import WhisperForConditionalGeneration
     from transformers.utils import logging as progress
@@ -111,13 +108,16 @@ def load_standard(request: Request) -> Loaded:
             f"the weights lack {len(said['missing_keys'])} tensors and have {len(said['unexpected_keys'])} too many"
         )
     model.generation_config = read_generation_config(source.path, config)
-    return _with_tokenizer(model.to(request.device), source)
+    return _on_torch(request, model.to(request.device), source)
 
 
-def _with_tokenizer(model: WhisperForConditionalGeneration, source: ModelFolder) -> Loaded:
+def _on_torch(request: Request, model: WhisperForConditionalGeneration, source: ModelFolder) -> Engine:
     from run_transcription.engines import vocabulary
+    from run_transcription.engines.torch_engine import TorchEngine
 
-    return Loaded(model, source, vocabulary.read(source.path))
+    dtype = str(model.dtype).removeprefix("torch.")
+    facts = ModelFacts(source.id, source.revision, request.device, dtype, request.spec.attention)
+    return TorchEngine(model, vocabulary.read(source.path), facts)
 
 
 STRATEGIES = (
@@ -133,15 +133,17 @@ def load(
     """Return the first handle that a strategy can produce; keep what was skipped, and why.
 
     A state that fits is read while the libraries are imported. Raises ModelNotLoaded where no strategy can load the
-    model, or where there is no such model, device or attention.
+    model, or where there is no such model, engine, device or attention.
     """
+    kinds.require_installed(spec.engine)
     timeline = timeline or Timeline()
     source = _source(spec)
     with _read_early(spec, source, strategies) as reading:
         _import_libraries(spec, timeline)
         device = hardware.device(spec.device)
-        hardware.check_attention(spec.attention, device)
-        dtype = hardware.dtype(spec.dtype, device)
+        hardware.check_attention(spec, device)
+        own = hardware if spec.engine == "torch" else kinds.maker(spec.engine)
+        dtype = own.dtype(spec.dtype, device)
         return _first(Request(spec, source, device, dtype, reading, timeline), strategies)
 
 
@@ -158,7 +160,7 @@ def _first(request: Request, strategies: tuple[Strategy, ...]) -> ModelHandle:
             skipped.append(Skipped(strategy.name, " ".join(str(error).split()) or type(error).__name__))
             unexpected = not isinstance(error, TranscriptionError)
             remedy = f"; to make it anew: run-transcription preload --model {request.spec.model}"
-            more = remedy if strategy.load is load_gpu_state else ""
+            more = remedy if strategy.load is load_gpu_state and request.spec.engine == "torch" else ""
             logger.warning("%s failed: %s%s", strategy.name, skipped[-1].reason, more, exc_info=unexpected)
     if len(strategies) == 1:
         raise ModelNotLoaded(skipped[0].reason)
@@ -176,19 +178,27 @@ def _source(spec: ModelSpec) -> ModelFolder | None:
     """
     folder = state_folder(spec)
     try:
-        with gpu_memory_persist.open_state(folder) as state:
-            known = gpu_memory_persist.known_source(state, folder)
+        known = _known(spec)
     except TranscriptionError:  # whoever loads the state will say what is wrong with it
         known = None
     source = on_this_machine(spec, known)
     return source if source is not None or folder.exists() else download(spec)
 
 
+def _known(spec: ModelSpec) -> ModelFolder:
+    """Return what a spec's state or artefact was made from, as it was then."""
+    if spec.engine != "torch":
+        return convert.known_source(spec)
+    folder = state_folder(spec)
+    with gpu_memory_persist.open_state(folder) as state:
+        return gpu_memory_persist.known_source(state, folder)
+
+
 def _read_early(
     spec: ModelSpec, source: ModelFolder | None, strategies: tuple[Strategy, ...]
 ) -> AbstractContextManager[Reading | None]:
     """Begin to read the state where it is wanted and fits; a reason against it is said by its strategy."""
-    if all(strategy.load is not load_gpu_state for strategy in strategies):
+    if spec.engine != "torch" or all(strategy.load is not load_gpu_state for strategy in strategies):
         return nullcontext()
     try:
         return _begin_reading(spec, source)
@@ -198,13 +208,18 @@ def _read_early(
 
 def _begin_reading(spec: ModelSpec, source: ModelFolder | None) -> Reading:
     gpu = spec.device != "cpu" and gpu_expected()
-    return gpu_memory_persist.begin(state_folder(spec), _wanted_state(spec, source), gpu=gpu)
+    wanted = fingerprint.wanted(spec, source, gpu_memory_persist.FORMAT_VERSION)
+    return gpu_memory_persist.begin(state_folder(spec), wanted, gpu=gpu)
 
 
 def _import_libraries(spec: ModelSpec, timeline: Timeline) -> None:
     """Import what every strategy needs: it takes seconds, which are not those of the first one that is tried."""
     with timeline.stage("import torch"):
         import torch  # noqa: F401
+    if spec.engine != "torch":
+        with timeline.stage(f"import {spec.engine}"):
+            kinds.maker(spec.engine)
+        return
 
     def make_context() -> None:
         with timeline.stage("context"):
@@ -221,27 +236,15 @@ def _import_libraries(spec: ModelSpec, timeline: Timeline) -> None:
 
 def _handle(request: Request, strategy: Strategy, began: float, skipped: tuple[Skipped, ...]) -> ModelHandle:
     """Load the model, here so that nothing of it is left in memory when this fails and the next strategy begins."""
-    from run_transcription.engines.torch_engine import TorchEngine
-
-    loaded = strategy.load(request)
-    source, dtype = loaded.source, str(loaded.model.dtype).removeprefix("torch.")
-    facts = ModelFacts(source.id, source.revision, request.device, dtype, request.spec.attention)
-    engine = TorchEngine(loaded.model, loaded.tokenizer, facts)
-    seconds = time.perf_counter() - began
-    logger.info("%s loaded by %s in %.2f s: %s on %s", source.id, strategy.name, seconds, dtype, request.device)
+    engine = strategy.load(request)
+    facts, seconds = engine.facts, time.perf_counter() - began
+    logger.info("%s loaded by %s in %.2f s: %s on %s", facts.id, strategy.name, seconds, facts.dtype, facts.device)
     return ModelHandle(engine, LoadReport(strategy.name, seconds, skipped))
 
 
-def _wanted_state(spec: ModelSpec, source: ModelFolder | None) -> Fingerprint:
-    """Return what a state must have been made from; "" where it may be anything, as when only the state is here."""
-    return Fingerprint(
-        format_version=gpu_memory_persist.FORMAT_VERSION,
-        model_id=source.id if source is not None else spec.model,
-        revision=source.revision if source is not None else spec.revision or "",
-        content_sha256="",  # the revision stands for it: a commit, or a hash of the folder's content
-        config_sha256="",
-        dtype="" if spec.dtype == "auto" else spec.dtype,
-    )
+def read_golden(spec: ModelSpec) -> Golden:
+    """Return what a spec's state or artefact made of the golden clip. Raises Unavailable where there is none."""
+    return convert.read_golden(spec) if spec.engine != "torch" else gpu_memory_persist.read_golden(state_folder(spec))
 
 
 @options.command("load")
@@ -260,7 +263,7 @@ def main(spec: ModelSpec, action: str, require: str | None, *, as_json: bool) ->
     """
     source = _source(spec)
     _import_libraries(spec, Timeline())
-    state = [state_folder(spec) / gpu_memory_persist.STATE_FILE]
+    state = [state_folder(spec) / gpu_memory_persist.STATE_FILE] if spec.engine == "torch" else convert.files(spec)
     checkpoint = weight_files(source.path) if source is not None else []
     trials: list[trial.Trial] = []
     for strategy in STRATEGIES:
@@ -281,7 +284,7 @@ def _right(spec: ModelSpec, strategy: Strategy, trials: list[trial.Trial]) -> Go
     if (heard := next((before.heard for before in trials if before.heard is not None), None)) is not None:
         return heard
     try:
-        return gpu_memory_persist.read_golden(state_folder(spec)) if strategy.load is load_gpu_state else None
+        return read_golden(spec) if strategy.load is load_gpu_state else None
     except TranscriptionError:  # the strategy itself says what is wrong with the state
         return None
 

@@ -28,7 +28,7 @@ from click.core import ParameterSource
 
 from run_transcription import asked, combinations, decoding_table, storage, writers
 from run_transcription.errors import Rejected, TranscriptionError
-from run_transcription.records import Decoding, ModelSpec
+from run_transcription.records import DTYPES, ENGINES, Decoding, ModelSpec
 
 DEFAULT_MODEL = "openai/whisper-large-v3-turbo"
 DEFAULT_FORMATS = ("json", "txt", "srt", "vtt")
@@ -131,11 +131,12 @@ def model_options(function: Function) -> Function:
         device: str,
         dtype: str,
         attention: str,
+        engine: str,
         threads: int | None,
         **others: Any,
     ) -> Any:
         _limit_threads(threads)
-        spec = ModelSpec(model or default_model(), revision, device, dtype, attention)
+        spec = ModelSpec(model or default_model(), revision, device, dtype, attention, engine)
         return function(*positional, spec=spec, **others)
 
     return _with(with_spec, _MODEL_OPTIONS)
@@ -278,17 +279,18 @@ _MODEL_OPTIONS = (
     click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="Where the model runs."),
     click.option(
         "--dtype",
-        type=click.Choice(("auto", "float32", "float16", "bfloat16")),
+        type=click.Choice(("auto", *DTYPES)),
         default="auto",
         help="auto: the state's, where there is one; else float16 on a GPU; on a CPU bfloat16 where it multiplies "
-        "matrices natively, else float32.",
+        "matrices natively, else float32. int8 is for other engines than torch.",
     ),
     click.option(
         "--attention",
         type=click.Choice(("sdpa", "flash_attention_2", "eager")),
         default="sdpa",
-        help="Implementation of attention.",
+        help="Implementation of attention, in torch.",
     ),
+    click.option("--engine", type=click.Choice(ENGINES), default="torch", help="What runs the model."),
     click.option(
         "--threads", type=click.IntRange(min=1), help="Threads of the CPU to use.", show_default="one for each core"
     ),

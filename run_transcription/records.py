@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SAMPLE_RATE = 16_000
 SCHEMA_VERSION = "1.0"
 Status = Literal["QUEUED", "IN_PROGRESS", "COMPLETED", "FAILED"]
+ENGINES = ("torch", "ctranslate2")
+DTYPES = ("float32", "float16", "bfloat16", "int8", "int8_float16", "int8_bfloat16")  # torch has the first three
 Given = tuple[tuple[str, str], ...]  # options by name, in order, each with its value as text
 
 
@@ -116,8 +118,9 @@ class ModelSpec:
     model: str  # Hugging Face id, local folder, or "demo"
     revision: str | None = None
     device: str = "auto"  # auto | cpu | cuda
-    dtype: str = "auto"  # auto | float32 | float16 | bfloat16
+    dtype: str = "auto"  # auto, or one of DTYPES
     attention: str = "sdpa"  # sdpa | flash_attention_2 | eager
+    engine: str = "torch"  # one of ENGINES
     home: Path | None = None  # None: TRANSCRIBE_HOME, as storage.home() finds it
 
 

@@ -18,7 +18,6 @@ import click
 
 from run_transcription import (
     ec2,
-    gpu_memory_persist,
     interruption,
     names,
     optimized_loader,
@@ -29,7 +28,6 @@ from run_transcription import (
     sources,
     storage,
 )
-from run_transcription.engines import model_folder
 from run_transcription.errands import Desk, Shift
 from run_transcription.errors import ModelNotLoaded, OutOfOrder, TranscriptionError
 from run_transcription.intake import Intake
@@ -174,7 +172,7 @@ def load(spec: ModelSpec, journal: Journal, instance: ec2.Instance | None) -> Mo
 def golden_of(spec: ModelSpec) -> Golden | None:
     """Return what the model heard in the golden clip when its state was made, None where there is no state."""
     try:
-        return gpu_memory_persist.read_golden(model_folder.state_folder(spec))
+        return optimized_loader.read_golden(spec)
     except TranscriptionError:
         return None
 

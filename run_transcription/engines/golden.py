@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from run_transcription import quality, tokens
 from run_transcription.engines import hardware
 from run_transcription.records import Decoding
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from run_transcription.records import Chunk, Engine, Samples
 
 CLIP = Path(__file__).parent.parent / "demo" / "recordings" / "call-signs.mp3"
@@ -42,6 +44,19 @@ def hear(engine: Engine) -> Golden:
     times = tuple((segment.start, segment.end) for segment in segments)
     where = (hardware.name(facts.device), facts.attention, facts.dtype)
     return Golden(_clip_sha256(), *where, row.tokens, tuple(text.split()), times)
+
+
+def from_json(said: Mapping[str, Any]) -> Golden:
+    """Return one that was written down as json."""
+    return Golden(
+        said["clip_sha256"],
+        said["device"],
+        said["attention"],
+        said["dtype"],
+        tuple(said["tokens"]),
+        tuple(said["words"]),
+        tuple((start, end) for start, end in said["times"]),
+    )
 
 
 def difference(found: Golden, kept: Golden) -> str | None:

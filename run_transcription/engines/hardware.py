@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+import time
 from pathlib import Path
 
 from run_transcription.errors import ModelNotLoaded
+from run_transcription.records import ModelSpec
 
 
 def device(wanted: str) -> str:
@@ -52,6 +54,8 @@ def dtype(wanted: str, on: str) -> str:
     """Resolve auto: float16 on a GPU; on a CPU bfloat16 where it multiplies matrices natively, else float32."""
     import torch
 
+    if wanted.startswith("int8"):
+        raise ModelNotLoaded(f"--dtype {wanted}: torch has not got it here; use --engine ctranslate2")
     if wanted == "bfloat16" and not has_bfloat16(on):
         raise ModelNotLoaded("--dtype bfloat16: this GPU has not got it; use --dtype float16")
     if wanted != "auto":
@@ -62,6 +66,15 @@ def dtype(wanted: str, on: str) -> str:
     return "bfloat16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
 
 
+def now(on: str) -> float:
+    """Return the time at which a device has done what it was told."""
+    import torch
+
+    if on == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def has_bfloat16(on: str) -> bool:
     """Tell whether a device computes in bfloat16; GPUs do from compute capability 8.0 on."""
     import torch
@@ -69,11 +82,15 @@ def has_bfloat16(on: str) -> bool:
     return on == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def check_attention(attention: str, on: str) -> None:
+def check_attention(spec: ModelSpec, on: str) -> None:
     """Raise ModelNotLoaded for an attention that is not here."""
+    if spec.engine != "torch":
+        if spec.attention != "sdpa":
+            raise ModelNotLoaded(f"--attention {spec.attention}: --engine {spec.engine} has its own; leave it out")
+        return
     from transformers.utils import is_flash_attn_2_available
 
-    if attention == "flash_attention_2" and (on != "cuda" or not is_flash_attn_2_available()):
+    if spec.attention == "flash_attention_2" and (on != "cuda" or not is_flash_attn_2_available()):
         raise ModelNotLoaded(
             "--attention flash_attention_2 wants a GPU and the package flash-attn; use --attention sdpa"
         )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 DEMO = Path(__file__).parent.parent / "demo" / "model"
+MANIFEST = "artefact.json"  # what the folder of another engine's model has
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one file, or the index of several
 SMALL_FILES = (  # all but the weights; those that a checkpoint has
     "config.json",
@@ -52,7 +53,7 @@ def resolve(spec: ModelSpec) -> ModelFolder:
 
 
 def on_this_machine(spec: ModelSpec, known: ModelFolder | None = None) -> ModelFolder | None:
-    """Return the model's folder without a look at the network; None for a Hugging Face id that is not here yet.
+    """Return the model's folder without a look at the network; None where only its artefact is here, or nothing yet.
 
     The content of a local folder is hashed, unless its files have the sizes and times that they had in `known`.
     Raises ModelNotLoaded for a folder in which something is missing, and for a revision of a folder: it has none.
@@ -60,11 +61,14 @@ def on_this_machine(spec: ModelSpec, known: ModelFolder | None = None) -> ModelF
     path = local_folder(spec)
     if path is None:
         return _cached(spec, home(spec) / "models") or _cached(spec, None)
+    engine = engine_of(path)
+    if engine is not None and engine != spec.engine:
+        raise ModelNotLoaded(f"--model {spec.model} was made for another engine: use --engine {engine}")
     if spec.revision is not None:
         raise ModelNotLoaded(
             f"--revision {spec.revision}: --model {spec.model} is a folder, which has no revisions; leave it out"
         )
-    return _from_folder(path, model_id(spec), known)
+    return None if engine is not None else _from_folder(path, model_id(spec), known)
 
 
 def local_folder(spec: ModelSpec) -> Path | None:
@@ -90,8 +94,20 @@ def model_id(spec: ModelSpec) -> str:
 
 
 def state_folder(spec: ModelSpec) -> Path:
-    """Return where the state of a model lies, if it has one: under home, by the model's id."""
-    return home(spec) / "gpu_state" / model_id(spec).replace("/", "--")
+    """Return where the state of a model lies, or its artefact: under home, by its id, or where --model names it."""
+    path = Path(spec.model).expanduser()
+    if engine_of(path) == spec.engine:
+        return path
+    place = "gpu_state" if spec.engine == "torch" else spec.engine
+    return home(spec) / place / model_id(spec).replace("/", "--")
+
+
+def engine_of(path: Path) -> str | None:
+    """Return the engine that a folder is an artefact for; None where it is none."""
+    try:
+        return str(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["engine"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def home(spec: ModelSpec) -> Path:
@@ -192,7 +208,10 @@ def _checked(folder: ModelFolder) -> ModelFolder:
     missing += [file.name for file in weight_files(path) or [path / WEIGHTS[0]] if not file.is_file()]
     missing += [] if any((path / name).is_file() for name in ("tokenizer.json", "vocab.json")) else ["tokenizer.json"]
     if missing:
-        raise ModelNotLoaded(f"{path} is not a Whisper model in safetensors form: it has no {', no '.join(missing)}")
+        half = "; run-transcription convert has not finished it" if (path / "model").is_dir() else ""
+        raise ModelNotLoaded(
+            f"{path} is not a Whisper model in safetensors form: it has no {', no '.join(missing)}{half}"
+        )
     return folder
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from run_transcription.engines import golden
 from run_transcription.engines.byte_mover import THREADS, Extent, Lane, Memory, Moving, Nowhere
 from run_transcription.engines.fingerprint import Fingerprint
-from run_transcription.engines.golden import Golden
 from run_transcription.engines.state_header import Entry, Header, header_of
 from run_transcription.errors import Unavailable
 
@@ -72,18 +72,9 @@ def open_state(folder: Path) -> State:
     return State(folder, file, header, made_from)
 
 
-def golden_of(state: State) -> Golden:
+def golden_of(state: State) -> golden.Golden:
     """Return what the model made of the golden clip when the state was made."""
-    said = json.loads(state.header.metadata["golden"])
-    return Golden(
-        said["clip_sha256"],
-        said["device"],
-        said["attention"],
-        said["dtype"],
-        tuple(said["tokens"]),
-        tuple(said["words"]),
-        tuple((start, end) for start, end in said["times"]),
-    )
+    return golden.from_json(json.loads(state.header.metadata["golden"]))
 
 
 def gpu_expected() -> bool:

@@ -59,13 +59,13 @@ def compare(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, mark: str = STATE_FILE) -> Iterator[Path]:
     """Lend the path of a new folder, which takes the place of `folder` when the block has ended well.
 
     One at a time: a second one waits. Whatever one that was killed has left beside the folder is removed. Raises
-    TranscriptionError where something else stands in its place.
+    TranscriptionError where something else stands in its place: what may be replaced has the file `mark`.
     """
-    folder = require_place(folder)
+    folder = require_place(folder, mark)
     with _locked(folder.parent):
         prefix = f".{folder.name}-"
         for left in folder.parent.glob(f"{prefix}*"):
@@ -74,13 +74,13 @@ def replacing(folder: Path) -> Iterator[Path]:
             new = Path(workshop) / "new"
             new.mkdir()
             yield new
-            for path in (*new.iterdir(), new):
+            for path in (*new.rglob("*"), new):
                 _to_disk(path)
             _exchange(new, folder, Path(workshop) / "old")
             _to_disk(folder.parent)
 
 
-def require_place(folder: Path) -> Path:
+def require_place(folder: Path, mark: str = STATE_FILE) -> Path:
     """Return where a state's folder goes, links followed, once it is known that it can be written there.
 
     Raises TranscriptionError where it can't, or where something stands that is no state: nothing else is replaced.
@@ -89,7 +89,7 @@ def require_place(folder: Path) -> Path:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=place.parent).close()
-        foreign = place.exists() and not (place / STATE_FILE).exists() and (not place.is_dir() or any(place.iterdir()))
+        foreign = place.exists() and not (place / mark).exists() and (not place.is_dir() or any(place.iterdir()))
     except OSError as error:
         raise TranscriptionError(
             f"the state {folder} could not be written: {error.strerror}: {error.filename or place.parent}"

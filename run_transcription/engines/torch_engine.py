@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import LogitsProcessorList
 
-from run_transcription.engines import alignment, beam, long_form
+from run_transcription.engines import alignment, beam, hardware, long_form
 from run_transcription.engines.abilities import abilities
 from run_transcription.engines.choosing import Chooser
 from run_transcription.engines.features import LogMel
@@ -85,12 +84,12 @@ class TorchEngine:
 
     def _transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         with torch.inference_mode():
-            marks = [self._now()]
+            marks = [hardware.now(self._model.device.type)]
             features = self._features(windows).to(self._model.dtype)
-            marks.append(self._now())
+            marks.append(hardware.now(self._model.device.type))
             encoded = self._model.model.encoder(features)
             start = self._start(encoded, decoding)
-            marks.append(self._now())
+            marks.append(hardware.now(self._model.device.type))
             if decoding.beam_size > 1 and not decoding.temperature:
                 beams = self._searched(encoded, start.languages, decoding)
             else:
@@ -98,7 +97,7 @@ class TorchEngine:
             found = rows(beams, start, decoding.temperature)
             if decoding.aligned:
                 found = self._aligned(encoded, found, windows, decoding)
-            marks.append(self._now())
+            marks.append(hardware.now(self._model.device.type))
         spent = [after - before for before, after in itertools.pairwise(marks)]
         timing = Timing(features=spent[0], encode=spent[1], generate=spent[2], wall=marks[-1] - marks[0])
         return Batch(tuple(found), timing)
@@ -203,9 +202,3 @@ class TorchEngine:
     def _refuse_nan(self, numbers: Sequence[float]) -> None:
         if any(map(math.isnan, numbers)):
             raise TranscriptionError(f"{self.facts.id} gave NaN in {self.facts.dtype}: try --dtype float32")
-
-    def _now(self) -> float:
-        """Return the time at which the device has done what it was told."""
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
-        return time.perf_counter()

@@ -42,6 +42,14 @@ class Vocabulary:
         names = sorted((i, name) for name, i in self._backend.get_vocab().items() if _LANGUAGE.fullmatch(name))
         return {name: i for i, name in names}
 
+    def names(self, size: int) -> list[str]:
+        """Return the name of each of so many ids; what has none, as timestamps in some folders, is named by its id."""
+        found = [f"<|{i}|>" for i in range(size)]
+        for name, i in self._backend.get_vocab().items():
+            if i < size:
+                found[i] = name
+        return found
+
     def tasks(self) -> dict[str, int]:
         """Return the tasks' tokens by name."""
         return {task: self._id(f"<|{task}|>") for task in ("transcribe", "translate")}
