@@ -31,7 +31,7 @@ from run_transcription.errands import Desk, Shift
 from run_transcription.errors import Rejected, TranscriptionError
 from run_transcription.interruption import Stop
 from run_transcription.leases import Heart, Keeper
-from run_transcription.records import SAMPLE_RATE, Decoding, ModelSpec
+from run_transcription.records import ENGINES, SAMPLE_RATE, Decoding, ModelSpec
 from run_transcription.sources import SqsSource
 
 BEAMS, TIMED, HOT = {"beam-size": "2"}, {"word-timestamps": "true"}, {"temperature": "0.4"}
@@ -91,11 +91,30 @@ def demo(desk):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A model with random weights, whose text changes with everything."""
-    folder = tiny_whisper.make(tmp_path_factory.mktemp("options") / "tiny", seed=1)
+def random_weights(tmp_path_factory):
+    """A model whose text changes with everything."""
+    return str(tiny_whisper.make(tmp_path_factory.mktemp("options") / "tiny", seed=1))
+
+
+@pytest.fixture(scope="module")
+def engine_of(random_weights, desk, tmp_path_factory):
+    """Return a function that loads the demo model, or the one with random weights, on an engine, once."""
     home = tmp_path_factory.mktemp("home")
-    return optimized_loader.load(ModelSpec(str(folder), device="cpu", dtype="float32", home=home)).engine
+    loaded = {("torch", "demo"): desk.handle.engine}
+
+    def load(engine, model):
+        if (engine, model) not in loaded:
+            spec = ModelSpec(model, device="cpu", dtype="float32", engine=engine, home=home)
+            loaded[engine, model] = optimized_loader.load(spec).engine
+        return loaded[engine, model]
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def tiny(engine_of, random_weights):
+    """The model with random weights."""
+    return engine_of("torch", random_weights)
 
 
 @pytest.fixture
@@ -371,11 +390,16 @@ def transcribed(engine, sound, options):
     return _without[key]
 
 
-@pytest.mark.parametrize("sequential", [False, True], ids=["batches", "sequential"])
+WAYS = {"sequential": ("torch", True)} | {engine: (engine, False) for engine in ENGINES}
+
+
+@pytest.mark.parametrize(("kind", "sequential"), WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize(("name", "value", "sound", "more", "changes"), SAID, ids=[row[0] for row in SAID])
-def test_no_option_is_left_unused(demo, tiny, name, value, sound, more, changes, sequential):
-    """In batches and in the long form each option shows in the transcript, or is refused by its name."""
-    engine = tiny if "noise" in sound else demo
+def test_no_option_is_left_unused(
+    engine_of, random_weights, name, value, sound, more, changes, kind, sequential
+):
+    """On each engine, and in the long form, each option shows in the transcript, or is refused by its name."""
+    engine = engine_of(kind, random_weights if "noise" in sound else "demo")
     base = more | ({"sequential": True} if sequential else {})
     if sequential and name in REFUSED:
         with pytest.raises(Rejected, match=f"--{name.replace('_', '-')} has no use with --sequential"):
