@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from run_transcription import combinations
 from run_transcription.engines.prompts import prompt_ids
-from run_transcription.engines.rows import complete, language_code
+from run_transcription.engines.rows import Start, complete, language_code
 from run_transcription.errors import Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import torch
 
     from run_transcription.engines.vocabulary import Vocabulary
     from run_transcription.records import Decoding
@@ -62,6 +64,20 @@ class Abilities:
     def allowed(self, decoding: Decoding) -> list[str]:
         """Return the codes of the languages that may be detected."""
         return [code for code in self.codes if not decoding.languages or code in decoding.languages]
+
+    def given(self, decoding: Decoding) -> str | None:
+        """Return the language that needs no detection, None where it has to be detected."""
+        return decoding.language or (None if self.languages else "en")
+
+    def start(self, logits: torch.Tensor, decoding: Decoding) -> Start:
+        """Return what logits [rows, vocabulary] behind <|startoftranscript|> say of each row."""
+        no_speech = tuple(logits.softmax(dim=-1)[:, self.vocabulary.no_speech].tolist())
+        given = self.given(decoding)
+        if given is not None:
+            return Start((given,) * len(logits), (1.0,) * len(logits), no_speech)
+        codes = self.allowed(decoding)
+        probability, index = logits[:, [self.languages[code] for code in codes]].softmax(dim=-1).max(dim=-1)
+        return Start(tuple(codes[i] for i in index.tolist()), tuple(probability.tolist()), no_speech)
 
     def prompt(self, decoding: Decoding) -> list[int]:
         """Return what stands before <|startoftranscript|>."""

@@ -89,7 +89,7 @@ class CTranslate2Engine:
 
     def _heard(self, encoded: Any, rows: int, decoding: Decoding) -> list[tuple[str, float]]:
         """Return the language of each row, and its share of the probability of those that may be detected."""
-        given = decoding.language or (None if self._abilities.languages else "en")
+        given = self._abilities.given(decoding)
         if given is not None:
             return [(given, 1.0)] * rows
         allowed = self._abilities.allowed(decoding)

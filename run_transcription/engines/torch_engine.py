@@ -16,7 +16,7 @@ from run_transcription.engines.abilities import abilities
 from run_transcription.engines.choosing import Chooser
 from run_transcription.engines.features import LogMel
 from run_transcription.engines.no_room import no_room_told
-from run_transcription.engines.rows import Start, beam_of, best, rows
+from run_transcription.engines.rows import beam_of, best, rows
 from run_transcription.errors import TranscriptionError
 from run_transcription.records import Batch, Chunk, Decoding, ModelFacts, Row, Timing, Tokenizer
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
     from transformers.modeling_outputs import BaseModelOutput
 
-    from run_transcription.engines.rows import Beam
+    from run_transcription.engines.rows import Beam, Start
     from run_transcription.engines.vocabulary import Vocabulary
     from run_transcription.records import Samples
 
@@ -107,18 +107,11 @@ class TorchEngine:
 
     def _start(self, encoded: BaseModelOutput, decoding: Decoding) -> Start:
         """Take one decoder step on <|startoftranscript|>: it tells the languages and the probability of no speech."""
-        rows = len(encoded.last_hidden_state)
-        prompt = torch.full((rows, 1), self._vocabulary.start, device=self._model.device)
+        prompt = torch.full((len(encoded.last_hidden_state), 1), self._vocabulary.start, device=self._model.device)
         logits = self._model(encoder_outputs=encoded, decoder_input_ids=prompt, use_cache=False).logits[:, 0].float()
-        no_speech = tuple(logits.softmax(dim=-1)[:, self._vocabulary.no_speech].tolist())
-        self._refuse_nan(no_speech)
-        given = decoding.language or (None if self._abilities.languages else "en")
-        if given is not None:
-            return Start((given,) * rows, (1.0,) * rows, no_speech)
-        codes = self._abilities.allowed(decoding)
-        ids = [self._abilities.languages[code] for code in codes]
-        probability, index = logits[:, ids].softmax(dim=-1).max(dim=-1)
-        return Start(tuple(codes[i] for i in index.tolist()), tuple(probability.tolist()), no_speech)
+        start = self._abilities.start(logits, decoding)
+        self._refuse_nan(start.no_speech)
+        return start
 
     def _generated(
         self, encoded: BaseModelOutput, heard: Sequence[str], decoding: Decoding, windows: Sequence[Samples]
