@@ -17,7 +17,7 @@ COMMANDS = (
     ("results", "run_transcription.find_results:find_results", "Show what workers have made of a recording."),
     ("demo", "run_transcription.demo.command:demo", "Run the main job on an embedded S3 and SQS."),
     ("preload", "run_transcription.gpu_memory_persist:main", "Make the state of a model, which loads faster."),
-    ("convert", "run_transcription.convert:main", "Make a model's form for another engine, which loads faster."),
+    ("convert", "run_transcription.convert:main", "Make a model's own form for another engine."),
     ("load", "run_transcription.optimized_loader:main", "Try every way to load the model."),
     ("prefetch", "run_transcription.prefetch:prefetch", "Read the state into the page cache, as at boot."),
     ("bake", "run_transcription.bake:bake", "Make the machine image that workers start from, and prove it."),

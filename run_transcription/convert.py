@@ -163,7 +163,7 @@ def _is_named(spec: ModelSpec, folder: Path) -> bool:
 @click.option("--quantization", type=click.Choice(DTYPES), default="int8", help="The dtype of the weights.")
 @click.option("--output", type=click.Path(path_type=Path), show_default="the home folder", help="The folder to make.")
 def main(model: str | None, revision: str | None, engine: str, quantization: str, output: Path | None) -> None:
-    """Make a model's own form for another engine, which loads faster.
+    """Make a model's own form for another engine.
 
     It is read back, proved on the golden clip, and reported. `--engine` finds it in the home folder by itself; one that
     was made elsewhere is named as --model. An older one stays until all of that went well.
