@@ -122,14 +122,14 @@ def systems(scratch: Path) -> dict[str, Callable[[], Transcriber]]:
     }
 
 
-def converted(scratch: Path) -> Path:
-    """Return the demo model as CTranslate2 takes it."""
-    folder = scratch / "converted"
+def converted(scratch: Path, dtype: str = "float32") -> Path:
+    """Return the demo model as CTranslate2's own converter makes it."""
+    folder = scratch / f"converted-{dtype}"
     if not folder.exists():
         from ctranslate2.converters import TransformersConverter
 
         files = ["tokenizer.json", "preprocessor_config.json"]
-        TransformersConverter(str(FOLDER), copy_files=files).convert(str(folder))
+        TransformersConverter(str(FOLDER), copy_files=files).convert(str(folder), quantization=dtype)
     return folder
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # width, encoder layers, decoder layers, heads, mel bins, ids; tensors and bytes in float16, to be sure of the shape
 SHAPES = {
     "tiny": ((384, 4, 4, 6, 80, 51_865), 167, 75_521_280),
+    "base": ((512, 6, 6, 8, 80, 51_865), 245, 145_187_840),
     "small": ((768, 12, 12, 12, 80, 51_865), 479, 483_469_824),
     "turbo": ((1280, 32, 4, 20, 128, 51_866), 587, 1_617_756_160),
     "large-v3": ((1280, 32, 32, 20, 128, 51_866), 1259, 3_086_981_120),
@@ -27,9 +28,25 @@ SHAPES = {
 
 def make(shape: str, folder: Path) -> Path:
     """Write a model of a shape into a folder: config, tokenizer, and the weights in four formats."""
+    import torch
+
+    model = _checkpoint(shape, folder)
+    plain = {name: weight.detach() for name, weight in model.named_parameters()}
+    torch.save(plain, folder / PICKLED)
+    _serialize(plain, folder / SERIALIZED)
+    _state(model, folder)
+    return folder
+
+
+def checkpoint(shape: str, folder: Path) -> Path:
+    """Write a model of a shape into a folder as a checkpoint alone: config, tokenizer and weights."""
+    _checkpoint(shape, folder)
+    return folder
+
+
+def _checkpoint(shape: str, folder: Path) -> WhisperForConditionalGeneration:
     sys.path.append(str(Path(__file__).parents[1] / "tests"))  # they have a small vocabulary with all special tokens
     import tiny_whisper
-    import torch
     from safetensors.torch import save_file
 
     vocabulary = tiny_whisper.tokenizer()
@@ -39,10 +56,7 @@ def make(shape: str, folder: Path) -> Path:
     vocabulary.save(str(folder / "tokenizer.json"))
     plain = {name: weight.detach() for name, weight in model.named_parameters()}
     save_file(plain, folder / PLAIN, metadata={"format": "pt"})
-    torch.save(plain, folder / PICKLED)
-    _serialize(plain, folder / SERIALIZED)
-    _state(model, folder)
-    return folder
+    return model
 
 
 def _random(shape: str, vocabulary: Tokenizer) -> WhisperForConditionalGeneration:
