@@ -2,10 +2,10 @@
 
 usage: python benchmarks/engines.py [--quick] [--out FILE] [--rounds N]
 
-The demo model hears speech whose words are known, since espeak-ng says them one by one (speakers that its training never
-heard); models in the exact shapes of tiny, base and small, with random weights, write the longest text there is for
-windows of noise. Each row is a process of its own. Beside them stands faster-whisper's batched pipeline, on the same
-model, dtype and settings.
+The demo model hears speech whose words are known, since espeak-ng says them one by one (speakers that its training
+never heard); models in the exact shapes of tiny, base and small, with random weights, write the longest text there is
+for windows of noise. Each row is a process of its own. Beside them stands faster-whisper's batched pipeline, on the
+same model, dtype and settings.
 """
 
 from __future__ import annotations
@@ -44,9 +44,13 @@ def main() -> None:
             folder = "demo" if model == "demo" else str(weights.checkpoint(model, Path(scratch) / model))
             for engine, dtypes in (*DTYPES.items(), ("faster-whisper", DTYPES["ctranslate2"])):
                 if engine != "faster-whisper" or model == "demo":
-                    rows += [_row(model, engine, dtype, folder, speech, Path(scratch), options.rounds) for dtype in dtypes]
+                    rows += [
+                        _row(model, engine, dtype, folder, speech, Path(scratch), options.rounds) for dtype in dtypes
+                    ]
     conditions = {"quick": options.quick, "device": "cpu", "rounds": options.rounds, "speech_seconds": SECONDS}
-    path = common.write(common.record("engines", conditions, rows, _bars(rows), PACKAGES), options.out, quick=options.quick)
+    path = common.write(
+        common.record("engines", conditions, rows, _bars(rows), PACKAGES), options.out, quick=options.quick
+    )
     for row in rows:
         print(row.labels, row.median, row.more, row.error or "")
     for bar in _bars(rows):

@@ -199,7 +199,7 @@ def test_suppressed_tokens_are_never_written(engine, windows):
 
 def test_a_checkpoint_with_fewer_decoder_layers_does_not_translate(engine, monkeypatch):
     """Turbo writes the language that it hears whatever it is asked for: that is said and not done."""
-    monkeypatch.setattr(engine, "_pruned", True)
+    monkeypatch.setattr(engine, "_abilities", replace(engine._abilities, pruned=True))
     with pytest.raises(Rejected, match="was not trained to translate"):
         engine.check(replace(ENGLISH, task="translate"))
     engine.check(ENGLISH)

@@ -96,7 +96,8 @@ def test_each_engine_writes_the_ids_of_torch(engine, on_torch, windows):
 def test_a_row_does_not_depend_on_its_batch(engine, windows):
     """Alone and among others a window has the same text."""
     together = engine.transcribe(windows[:3], ENGLISH).rows
-    assert [row.tokens for row in together] == [engine.transcribe([each], ENGLISH).rows[0].tokens for each in windows[:3]]
+    alone = [engine.transcribe([each], ENGLISH).rows[0] for each in windows[:3]]
+    assert [row.tokens for row in together] == [row.tokens for row in alone]
 
 
 def test_what_may_be_detected_shares_the_probability(engine, windows):
@@ -329,7 +330,7 @@ def test_what_a_device_or_an_engine_has_not_is_refused(home):
     for engine in OTHERS:
         with pytest.raises(ModelNotLoaded, match="--attention eager: .* has its own"):
             optimized_loader.load(replace(spec_of(engine, home), attention="eager"))
-    with pytest.raises(ModelNotLoaded, match="--dtype int8_float16: CTranslate2 has not got it on this CPU; it has .*int8"):
+    with pytest.raises(ModelNotLoaded, match="--dtype int8_float16: .* not got it on this CPU; it has .*int8"):
         optimized_loader.load(spec_of("ctranslate2", home, dtype="int8_float16"))
 
 

@@ -395,9 +395,7 @@ WAYS = {"sequential": ("torch", True)} | {engine: (engine, False) for engine in 
 
 @pytest.mark.parametrize(("kind", "sequential"), WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize(("name", "value", "sound", "more", "changes"), SAID, ids=[row[0] for row in SAID])
-def test_no_option_is_left_unused(
-    engine_of, random_weights, name, value, sound, more, changes, kind, sequential
-):
+def test_no_option_is_left_unused(engine_of, random_weights, name, value, sound, more, changes, kind, sequential):
     """On each engine, and in the long form, each option shows in the transcript, or is refused by its name."""
     engine = engine_of(kind, random_weights if "noise" in sound else "demo")
     base = more | ({"sequential": True} if sequential else {})

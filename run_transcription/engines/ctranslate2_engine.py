@@ -20,7 +20,7 @@ import ctranslate2
 import torch
 
 from run_transcription.engines import hardware, vocabulary
-from run_transcription.engines.abilities import MULTILINGUAL_VOCABULARY, Abilities, abilities
+from run_transcription.engines.abilities import Abilities, abilities
 from run_transcription.engines.artefact import MODEL
 from run_transcription.engines.features import LogMel
 from run_transcription.engines.no_room import no_room_told
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from run_transcription.records import Samples
 
-NEVER = -1e4  # a logit with which no token is ever chosen, in float16 too
 LEAST = 1e-10  # probability
 
 
@@ -133,8 +132,8 @@ class CTranslate2Engine:
         """Return the best of a row's texts, of which none is longer than `room`."""
         texts = []
         for tokens, score in zip(result.sequences_ids, result.scores, strict=True):
-            total = score * (len(tokens) if decoding.beam_size > 1 and not decoding.temperature else 1)
-            texts.append((total * (decoding.temperature or 1), tuple(tokens)))  # drawn by scores that were divided by it
+            over = decoding.temperature or (len(tokens) if decoding.beam_size > 1 else 1)  # by which it was divided
+            texts.append((score * over, tuple(tokens)))
         total, tokens = max(texts, key=lambda text: rank(text[0], len(text[1]), decoding.length_penalty))
         if math.isnan(total) or math.isnan(result.no_speech_prob):
             raise TranscriptionError(f"{self.facts.id} gave NaN in {self.facts.dtype}: try --dtype float32")
@@ -172,9 +171,7 @@ class CTranslate2Engine:
         said = [math.log(max(LEAST, each)) for each in found.text_token_probs]
         mean = sum(said) / len(said) if said else row.avg_logprob
         coming = iter(said)
-        logprobs = (
-            next(coming, mean) if token < self.tokenizer.end_of_text else mean for token in row.tokens
-        )
+        logprobs = (next(coming, mean) if token < self.tokenizer.end_of_text else mean for token in row.tokens)
         times = spans(row.tokens, starts, window, self.tokenizer.end_of_text)
         return replace(row, times=times, logprobs=tuple(round(each, 4) for each in logprobs))
 
@@ -203,9 +200,8 @@ def convert(checkpoint: Path, folder: Path, dtype: str) -> None:
     known = abilities("", model.config, model.generation_config, words)
     with _errors_told(checkpoint), torch.no_grad():
         names = words.names(known.size)
-        if known.languages and len(names) < MULTILINGUAL_VOCABULARY:
-            names += [f"<|unused{i}|>" for i in range(MULTILINGUAL_VOCABULARY - len(names))]
-            _widen(model, len(names))
+        if known.languages and "" not in names:
+            names[0] = ""  # by this name, which Whisper's multilingual vocabulary has, CTranslate2 knows such a model
         loader = WhisperLoader()
         spec = loader.get_model_spec(model)
         loader.set_config(spec.config, model, words)
@@ -231,18 +227,6 @@ def open_artefact(folder: Path, facts: ModelFacts) -> CTranslate2Engine:
             intra_threads=torch.get_num_threads(),  # which --threads sets
         )
     return CTranslate2Engine(model, known, settings, facts, config.num_mel_bins)
-
-
-def _widen(model: Any, size: int) -> None:
-    """Fill a vocabulary up with tokens that are never chosen: CTranslate2 takes a small one for English-only."""
-    table = model.model.decoder.embed_tokens.weight
-    wide = torch.zeros(size, table.shape[1])
-    wide[: len(table)] = table
-    bias = torch.full((size,), NEVER)
-    bias[: len(table)] = 0
-    model.model.decoder.embed_tokens.weight = torch.nn.Parameter(wide, requires_grad=False)
-    model.proj_out.weight = model.model.decoder.embed_tokens.weight
-    model.proj_out.bias = torch.nn.Parameter(bias, requires_grad=False)
 
 
 @contextmanager
