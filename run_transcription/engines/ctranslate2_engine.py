@@ -130,10 +130,11 @@ class CTranslate2Engine:
 
     def _row(self, result: Any, decoding: Decoding, room: int, heard: tuple[str, float]) -> Row:
         """Return the best of a row's texts, of which none is longer than `room`."""
-        texts = []
-        for tokens, score in zip(result.sequences_ids, result.scores, strict=True):
-            over = decoding.temperature or (len(tokens) if decoding.beam_size > 1 else 1)  # by which it was divided
-            texts.append((score * over, tuple(tokens)))
+        mean = decoding.beam_size > 1 and not decoding.temperature
+        texts = [
+            (score * (len(tokens) if mean else 1), tuple(tokens))
+            for tokens, score in zip(result.sequences_ids, result.scores, strict=True)
+        ]
         total, tokens = max(texts, key=lambda text: rank(text[0], len(text[1]), decoding.length_penalty))
         if math.isnan(total) or math.isnan(result.no_speech_prob):
             raise TranscriptionError(f"{self.facts.id} gave NaN in {self.facts.dtype}: try --dtype float32")
