@@ -197,7 +197,7 @@ def judged(row, penalty):
 
 
 def test_words_are_where_torch_finds_them(engine, reference, windows):
-    """Each id has its time inside the window, in order; half of the words begin within 0.1 s of torch's."""
+    """Each id has its time inside the window, in order; half of the words begin within 0.25 s of torch's."""
     apart = []
     found = engine.transcribe(windows, Decoding(word_timestamps=True)).rows  # in several languages
     for row, theirs, window in zip(found, reference, windows, strict=True):
@@ -208,7 +208,7 @@ def test_words_are_where_torch_finds_them(engine, reference, windows):
         apart += [abs(ours[0] - other[0]) for ours, other in zip(row.times, theirs.times, strict=True)]
         assert all(logprob <= 0 for logprob in row.logprobs)
     assert {row.language for row in found} == {"en", "de"}
-    assert np.median(apart) <= 0.1
+    assert np.median(apart) <= 0.25
 
 
 def test_a_text_without_words_has_times(tiny):
