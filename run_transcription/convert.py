@@ -69,12 +69,12 @@ def make(source: ModelFolder, folder: Path, engine: str, dtype: str, device: str
     """
     from run_transcription.engines import golden, state_writer
 
-    state_writer.require_place(folder, artefact.MANIFEST)  # before minutes of work
+    state_writer.require_place(folder, model_folder.MANIFEST)  # before minutes of work
     maker = kinds.maker(engine)
     wanted = _heard_by_torch(source)
     logger.info("converting %s for %s in %s to %s", source.id, engine, dtype, folder)
     try:
-        with state_writer.replacing(folder, artefact.MANIFEST) as new:
+        with state_writer.replacing(folder, model_folder.MANIFEST) as new:
             _fill(source, new, engine, dtype)
             able = _able(engine, dtype, device)
             heard = golden.hear(maker.open_artefact(new, _facts_of(engine, source, able, device)))

@@ -262,14 +262,14 @@ def flipped(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["largest", "tokenizer.json", artefact.MANIFEST])
+@pytest.mark.parametrize("name", ["largest", "tokenizer.json", model_folder.MANIFEST])
 @pytest.mark.parametrize("harm", [flipped, Path.unlink, lambda path: path.write_bytes(b"{}")])
 def test_a_damaged_artefact_is_never_used(own, name, harm):
     """A changed bit, a missing file, a file that was cut off: each is named in one line, and nothing is transcribed."""
     folder = Path(own.model)
     largest = max((folder / artefact.MODEL).rglob("*"), key=lambda path: path.stat().st_size)
     harm(largest if name == "largest" else folder / name)
-    if name == artefact.MANIFEST and harm is flipped:  # it may still be read: one digit of a checksum is another
+    if name == model_folder.MANIFEST and harm is flipped:  # it may still be read: one digit of a checksum is another
         return
     with pytest.raises(ModelNotLoaded) as caught:
         optimized_loader.load(own)
@@ -292,7 +292,7 @@ def test_a_folder_for_another_engine_is_told(own, home):
     """An artefact given to torch, and a checkpoint that was converted halfway, are named with what helps."""
     with pytest.raises(ModelNotLoaded, match=f"was made for another engine: use --engine {own.engine}"):
         optimized_loader.load(replace(own, engine="torch"))
-    (Path(own.model) / artefact.MANIFEST).unlink()
+    (Path(own.model) / model_folder.MANIFEST).unlink()
     with pytest.raises(ModelNotLoaded, match="no model.safetensors; run-transcription convert has not finished it"):
         optimized_loader.load(own)
 
