@@ -135,6 +135,8 @@ def model_options(function: Function) -> Function:
         threads: int | None,
         **others: Any,
     ) -> Any:
+        if engine == "torch" and dtype.startswith("int"):
+            raise click.UsageError(f"--dtype {dtype} is for another --engine than torch.")
         _limit_threads(threads)
         spec = ModelSpec(model or default_model(), revision, device, dtype, attention, engine)
         return function(*positional, spec=spec, **others)
