@@ -191,6 +191,13 @@ def test_more_beams_find_what_is_likelier(tiny):
         assert judged(found, penalty) >= judged(wide, penalty) - 1e-4
 
 
+def test_a_text_is_as_long_as_the_model_can_write(tiny):
+    """It goes on until prompt and text fill all positions; a row that is cut off there says so."""
+    for prompt in ("", "x" * 60):  # which is cut to 19 of the model's 40 positions
+        (row,) = tiny.transcribe([noise(5, 7)], replace(ENGLISH, initial_prompt=prompt)).rows
+        assert (len(row.tokens), row.complete) == (40 - 3 - (20 if prompt else 0), False)
+
+
 def judged(row, penalty):
     """Return by what a row is compared."""
     return rank(row.avg_logprob * (len(row.tokens) + 1), len(row.tokens), penalty)
