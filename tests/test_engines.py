@@ -269,15 +269,22 @@ def flipped(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["largest", "tokenizer.json", model_folder.MANIFEST])
-@pytest.mark.parametrize("harm", [flipped, Path.unlink, lambda path: path.write_bytes(b"{}")])
-def test_a_damaged_artefact_is_never_used(own, name, harm):
+def emptied(path):
+    """Leave nothing in a file."""
+    path.write_bytes(b"{}")
+
+
+HARMS = [(flipped, "largest"), (Path.unlink, "largest"), (emptied, "tokenizer.json"), (Path.unlink, "tokenizer.json")]
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"), [*HARMS, (emptied, model_folder.MANIFEST), (Path.unlink, model_folder.MANIFEST)]
+)
+def test_a_damaged_artefact_is_never_used(own, harm, name):
     """A changed bit, a missing file, a file that was cut off: each is named in one line, and nothing is transcribed."""
     folder = Path(own.model)
     largest = max((folder / artefact.MODEL).rglob("*"), key=lambda path: path.stat().st_size)
     harm(largest if name == "largest" else folder / name)
-    if name == model_folder.MANIFEST and harm is flipped:  # it may still be read: one digit of a checksum is another
-        return
     with pytest.raises(ModelNotLoaded) as caught:
         optimized_loader.load(own)
     assert "\n" not in str(caught.value)
