@@ -178,11 +178,10 @@ def main(model: str | None, revision: str | None, engine: str, quantization: str
     made = make(source, folder, engine, quantization, hardware.device("auto"))
     seconds = time.perf_counter() - began
     before = sum(path.stat().st_size for path in model_folder.weight_files(source.path))
-    use = f"--engine {engine}" if output is None else f"--engine {engine} --model {output}"
     click.echo(f"made      {folder} in {seconds:.2f} s")
     click.echo(f"model     {source.id} at {source.revision}")
     click.echo(
         f"content   {made.size / 1e6:.1f} MB, {quantization}; the checkpoint's weights have {before / 1e6:.1f} MB"
     )
     click.echo(f"golden    {len(made.heard.tokens)} tokens in {made.heard.dtype}: {' '.join(made.heard.words)}")
-    click.echo(f"use it    run-transcription transcribe {use}")
+    click.echo(f"use it    run-transcription transcribe --engine {engine} --model {output or spec.model}")
