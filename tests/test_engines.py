@@ -56,13 +56,13 @@ def on_torch(home):
 
 @pytest.fixture(scope="module")
 def windows():
-    """Cut all demo recordings into windows of some seconds, as a transcription does; the first two of each."""
+    """Cut a window of some seconds from each demo recording, as a transcription does."""
     found = []
     for path in sorted(RECORDINGS.glob("*.*")):
         if path.suffix not in {".txt", ".json"}:
             with open_recording(path) as reader:
                 heard = vad.Ear(reader.blocks(), vad.loud, 0.5).heard()
-                found += [passage.samples for passage in itertools.islice(chunking.passages(heard, 6.0), 2)]
+                found += [passage.samples for passage in itertools.islice(chunking.passages(heard, 9.0), 1)]
     return found
 
 
@@ -84,9 +84,10 @@ def tiny(request, tmp_path_factory):
     return optimized_loader.load(spec_of(request.param, folder.parent / "home", folder)).engine
 
 
+@pytest.mark.parametrize("engine", OTHERS, indirect=True)
 def test_each_engine_writes_the_ids_of_torch(engine, reference, windows):
     """In float32 every window of the demo's recordings has the same ids, language and measures."""
-    assert len(windows) > 6
+    assert len(windows) == 4
     found = engine.transcribe(windows, Decoding())
     assert [row.tokens for row in found.rows] == [row.tokens for row in reference]
     for ours, theirs in zip(found.rows, reference, strict=True):
@@ -203,6 +204,7 @@ def judged(row, penalty):
     return rank(row.avg_logprob * (len(row.tokens) + 1), len(row.tokens), penalty)
 
 
+@pytest.mark.parametrize("engine", OTHERS, indirect=True)
 def test_words_are_where_torch_finds_them(engine, reference, windows):
     """Each id has its time inside the window, in order; half of the words begin within 0.25 s of torch's."""
     apart = []
