@@ -37,7 +37,7 @@ deploy: setup ## make or change the stack on AWS; DEPLOY_ARGS="--max-workers 10 
 	@$(BIN)/run-transcription deploy $(DEPLOY_ARGS)
 
 test: setup $(if $(filter true,$(CI)),tools) ## run all tests; PYTEST_ARGS="-k audio" chooses
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(or $(PROCESSES),2) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup ## ruff, mypy --strict, import layers, shellcheck
 	@$(BIN)/ruff check

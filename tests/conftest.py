@@ -11,11 +11,26 @@ import tiny_whisper
 from baking import OUTSIDE, PLANTED, Bakery, bakery, client, content, report
 from emulated_ec2 import account
 from isolated_machine import machine, require_machine
+from xdist.scheduler import LoadFileScheduling
 
 from run_transcription import demo
 from run_transcription.demo.emulator import emulated, make_stack
 
+OF_THE_IMAGE = ("tests/test_bake.py", "tests/test_bake_failures.py", "tests/test_user_data.py")
 numbers = itertools.count()
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Keep each file's tests in one process, and in the same one all that use the image baked once."""
+    return ByFile(config, log)
+
+
+class ByFile(LoadFileScheduling):
+    """Takes the files that use the baked image for one."""
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return "image" if file in OF_THE_IMAGE else file
 
 
 @pytest.fixture(scope="session", autouse=True)
