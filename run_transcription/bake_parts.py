@@ -34,6 +34,11 @@ def pins(templates: Path) -> dict[str, str]:
     return dict(_PIN.findall((templates / RELEASE).read_text(encoding="utf-8")))
 
 
+def variable_names(templates: Path) -> set[str]:
+    """Return the names of the variables that the templates have."""
+    return set(re.findall(r'^variable "(\w+)"', (templates / MODERN[1]).read_text(encoding="utf-8"), re.MULTILINE))
+
+
 def pin_base(templates: Path, image_id: str, name: str) -> None:
     """Write id and name of the base image into the release's variables."""
     path = templates / RELEASE

@@ -45,6 +45,17 @@ CAPACITY = re.compile(
 )
 
 
+RULE = re.compile(r"The (\w+) must .*?\.(?= This was checked)")  # the words of variables.pkr.hcl, in packer's
+
+
+class WrongVariable(TranscriptionError):
+    """A variable that its rule refuses; the message is the rule's."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """How long a run may take, and who is told of its steps."""
@@ -131,7 +142,7 @@ def find() -> Packer:
 
 
 def validate(packer: Packer, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Let packer look at templates and variables; raises TranscriptionError with what it finds wrong."""
+    """Let packer look at templates and variables; raises WrongVariable, or TranscriptionError with all that it says."""
     commands = [["init", arguments[-1]]] if packer.modern else []
     for command in [*commands, ["validate", *arguments]]:
         done = subprocess.run(
@@ -139,6 +150,8 @@ def validate(packer: Packer, arguments: Sequence[str], environment: Mapping[str,
         )
         if done.returncode:
             said = " ".join((done.stdout + done.stderr).split())
+            if broken := RULE.search(said):
+                raise WrongVariable(broken[1], broken[0])
             raise TranscriptionError(f"packer {command[0]} fails: {said}")
 
 

@@ -250,7 +250,7 @@ def test_the_queue_of_the_readme_gets_what_is_uploaded(emulator):
     storage.store("s3://readme/uploads/a.wav", b"sound")
     assert [upload.address for upload in source.receive().uploads] == ["s3://readme/uploads/a.wav"]
     attributes = aws.sqs().get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]
-    assert int(json.loads(attributes["RedrivePolicy"])["maxReceiveCount"]) == 5
+    assert int(json.loads(attributes["RedrivePolicy"])["maxReceiveCount"]) == 6
 
 
 def test_contributing_has_the_layers_that_are_checked():
