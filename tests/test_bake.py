@@ -287,16 +287,18 @@ def test_a_model_is_cached_at_its_revision(instance, tmp_path):
     assert found.stdout.strip() == COMMIT, found.stderr
 
 
-def test_a_dry_run_needs_no_credentials():
+def test_a_dry_run_needs_no_credentials(tmp_path):
     """`make ami`, ./build_ami.sh and the command are one thing; the templates are valid, and nothing is called."""
     require_tool("packer")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MAKE"))}
     clean |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
     clean["PATH"] = f"{Path(sys.executable).parent}:{clean['PATH']}"
     clean["AWS_ENDPOINT_URL"] = "http://127.0.0.1:1"  # whoever asked it would fail
+    (tmp_path / "bake-it").symlink_to(os.path.relpath(ROOT / "run_transcription/build_ami.sh", tmp_path))
+    (tmp_path / "mine").symlink_to(ROOT / "packer")
     done = subprocess.run(
-        ["./build_ami.sh", "--dry-run"],
-        cwd=ROOT / "run_transcription",
+        ["./bake-it", "--dry-run", "--templates", "mine"],  # a link from elsewhere does too, with paths from there
+        cwd=tmp_path,
         env=clean,
         capture_output=True,
         text=True,
@@ -308,23 +310,8 @@ def test_a_dry_run_needs_no_credentials():
     assert f"base image  {pinned or 'none is pinned: the newest that /aws/'}" in done.stdout
     assert "openai/whisper-large-v3-turbo at 41f01f3fe87f28c78e2fbf8b568835947dd65ed9" in done.stdout
     assert done.stdout.endswith("nothing was done: this was a dry run\n")
-    printed = subprocess.run(
-        ["make", "-n", "ami", "DRY_RUN=1"], cwd=ROOT, env=clean, capture_output=True, text=True, check=True
-    )
-    assert ".venv/bin/run-transcription bake --dry-run" in printed.stdout
-
-
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (["--var", "volume_gigabytes=3"], "The volume_gigabytes must be from 8 to 1000."),
-        (["--region", "eu-west-99"], "--region eu-west-99: AWS has no region of that name"),
-    ],
-)
-def test_a_dry_run_finds_what_does_not_fit(options, problem):
-    """What packer refuses, and what is nowhere, the dry run says."""
-    require_tool("packer")
-    command = [sys.executable, "-m", "run_transcription", "bake", "--dry-run", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert problem in done.stderr
+    for given, shown in (("DRY_RUN=1", "bake --dry-run"), ("DRY_RUN=0", "bake  \n")):
+        printed = subprocess.run(
+            ["make", "-n", "ami", given], cwd=ROOT, env=clean, capture_output=True, text=True, check=True
+        )
+        assert f".venv/bin/run-transcription {shown}" in printed.stdout
