@@ -89,7 +89,8 @@ def bake(*, pin_base: bool, dry_run: bool, **given: Any) -> None:
     bake_parts.require_checkout(wanted.templates)
     if pin_base:
         found = images.base(images.require_region(wanted.region), "", "")
-        bake_parts.pin_base(wanted.templates, found.id, found.name)
+        with aws.plainly(f"write {wanted.templates / bake_parts.RELEASE}"):
+            bake_parts.pin_base(wanted.templates, found.id, found.name)
         click.echo(f"{found.id}  {found.name}")
         display.say(f"written into {wanted.templates / bake_parts.RELEASE}: commit it")
         return

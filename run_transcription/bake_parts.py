@@ -96,6 +96,8 @@ def layer(templates: Path, base_image: str, torch_source: str, state_gigabytes: 
 
 def commit() -> str:
     """Return the commit of this checkout, with + where something is not committed; "unknown" without git."""
+    if shutil.which("git") is None:
+        return "unknown"
     head, changes = (
         subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=False)  # noqa: S607
         for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))

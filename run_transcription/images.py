@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,10 +62,8 @@ def find_region(wanted: str | None) -> str | None:
     import boto3
 
     with aws.plainly("find the region"):
-        session = boto3.Session()
-        region = wanted or session.region_name
-        known = {name for partition in session.get_available_partitions() for name in _regions(session, partition)}
-    if region is not None and region not in known:
+        region = wanted or boto3.Session().region_name
+    if region is not None and region not in _regions():
         raise TranscriptionError(f"--region {region}: AWS has no region of that name")
     return region
 
@@ -190,6 +190,11 @@ def _images(region: str, **wanted: object) -> Iterator[Image]:
                 )
 
 
-def _regions(session: object, partition: str) -> list[str]:
-    names: list[str] = session.get_available_regions("ec2", partition_name=partition)  # type: ignore[attr-defined]
-    return names
+@functools.cache
+def _regions() -> frozenset[str]:
+    """Return the names of all regions, as botocore brings them along."""
+    import boto3
+
+    session = boto3.Session()
+    names = (session.get_available_regions("ec2", each) for each in session.get_available_partitions())
+    return frozenset(itertools.chain.from_iterable(names))

@@ -118,7 +118,7 @@ def find() -> Packer:
     path = shutil.which(wanted)
     if path is None:
         raise TranscriptionError(
-            f"{wanted} is not here: install it (`make tools` on Debian), or set PACKER to its path"
+            f"{wanted} is not here: install it (`make tools`, where the system has it), or set PACKER to its path"
         )
     try:
         asked = subprocess.run(

@@ -130,9 +130,8 @@ def _model(recipe: Recipe, pins: dict[str, str]) -> tuple[str, str]:
     model = recipe.model or pins["model"]
     revision = recipe.revision or (pins["model_revision"] if model == pins["model"] else "")
     if not COMMIT.fullmatch(revision):
-        raise TranscriptionError(
-            f"--revision: {model} wants a commit of 40 hex digits, which {revision or 'none'} is not"
-        )
+        problem = f"which {revision} is not" if revision else "and none is given"
+        raise TranscriptionError(f"--revision: {model} wants a commit of 40 hex digits, {problem}")
     return model, revision
 
 

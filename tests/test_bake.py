@@ -127,37 +127,19 @@ def test_units_are_valid_and_enabled(instance):
     assert instance.run("stat -c %U:%G:%a /etc/transcribe.env").stdout.strip() == "root:transcribe:640"
 
 
-def test_a_worker_loads_nothing_that_is_not_compiled(instance):
-    """Its user can't write bytecode, so all modules that it loads have theirs."""
-    subprocess.run([*instance.ssh("")[:-1], "cat > /tmp/loaded.py"], input=LOADED, text=True, check=True)
-    done = instance.run("HF_HUB_OFFLINE=1 /opt/transcribe/venv/bin/python -B /tmp/loaded.py")
-    loaded, *lacking = done.stdout.split()
-    assert int(loaded) > 500, done.stderr
-    assert lacking == []
-
-
-# imports what a worker imports, by doing its work; prints how many modules that are, and those without bytecode
-LOADED = """
-import os, sys
-from click.testing import CliRunner
-from run_transcription import aws, fast_transcribe, worker
-for service in ("s3", "sqs", "ssm", "autoscaling", "sns"):
-    aws.client(service, "eu-west-1")
-recording = "/opt/transcribe/run_transcription/demo/recordings/call-signs.mp3"
-assert CliRunner().invoke(fast_transcribe.transcribe, [recording]).exit_code == 0
-files = {name: vars(module).get("__cached__") or "" for name, module in list(sys.modules.items())}
-files = {name: path for name, path in files.items() if path.startswith("/opt/transcribe/venv/")}
-print(len(files), *(name for name, path in files.items() if not os.path.exists(path)))
-"""
-
-
 def test_a_boot_ends_with_a_transcript_in_the_bucket(instance, stack, record_property):
-    """Prefetch, then the worker, run as the units say, transcribe what is put into the queue."""
-    booted = boot(instance, stack, RECORDINGS / "night-watch.ogg")
+    """Prefetch, then the worker, run as the units say, transcribe what is put into the queue.
+
+    And since its user can't write bytecode, each module that the worker loads has been compiled for it.
+    """
+    booted = boot(instance, stack, RECORDINGS / "night-watch.ogg", PYTHONVERBOSE="1")
     assert re.search(r"^state  \d+\.\d MB in .*GB/s$", booted.prefetched, re.MULTILINE), booted.prefetched
     result = json.loads(booted.result)
     assert words(result["text"]) == words((RECORDINGS / "night-watch.txt").read_text())
     assert result["load"]["strategy"] == "gpu_state"
+    compiled = [line for line in booted.said if re.match(r"# /opt/transcribe/venv/\S+\.pyc matches ", line)]
+    sources = [line for line in booted.said if re.match(r"# code object from '?/opt/transcribe/venv/\S+\.py'?$", line)]
+    assert (len(compiled) > 500, sources) == (True, [])
     for name, seconds in booted.timeline.items():
         record_property(name, round(seconds, 2))
 
