@@ -29,10 +29,10 @@ def ami() -> None:
 @click.argument("image", metavar="AMI", required=False)
 @click.option("--rollback", is_flag=True, help="Name again what `latest` named before; no AMI is given.")
 @click.option(
-    "--instance-type", multiple=True, default=TYPES, show_default=" ".join(TYPES), help="For the smoke test; tried in turn."
+    "--instance-type", multiple=True, default=TYPES, show_default=" ".join(TYPES), help="Of the smoke test; tried in turn."
 )
 @click.option("--zone", multiple=True, show_default="all of the region", help="Of the smoke test; tried in turn.")
-@click.option("--subnet", multiple=True, show_default="the zone's default one", help="Of the smoke test; tried in turn.")
+@click.option("--subnet", multiple=True, show_default="the zone's default", help="Of the smoke test; tried in turn.")
 @click.option("--minutes", type=click.FloatRange(min=0.01), default=15.0, help="That the smoke test may take.")
 @parameter_option
 @region_option
@@ -99,14 +99,14 @@ def list_images(parameter: str, region: str | None, *, as_json: bool) -> None:
 
 @ami.command("gc", cls=options.Command)
 @click.option("--keep", type=click.IntRange(min=0), default=3, help="So many of the newest finished ones stay.")
-@click.option("--hours", type=click.FloatRange(min=0), default=6.0, help="What is older and not finished was left behind.")
+@click.option("--hours", type=click.FloatRange(min=0), default=6.0, help="What is older and unfinished was left behind.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @parameter_option
 @region_option
 def gc(*, keep: int, hours: float, dry_run: bool, parameter: str, region: str | None) -> None:
     """Remove old images with their snapshots, those that no bake has finished, and builders that were left behind.
 
-    An image that an instance, a launch template or a parameter uses, or that a parameter would be rolled back to, stays.
+    An image that an instance, a launch template or a parameter uses, or that --rollback would lead to, stays.
     """
     region = images.require_region(region)
     used = fleet_images.users(region, parameter)

@@ -55,7 +55,7 @@ class Report:
 @click.option("--region", show_default="that of your AWS configuration", help="Where the image is made.")
 @click.option("--zone", multiple=True, show_default="all of the region", help="Tried in turn; several times.")
 @click.option(
-    "--subnet", multiple=True, show_default="the zone's default one", help="Of the builder; tried in turn; several times."
+    "--subnet", multiple=True, show_default="the zone's default", help="Of the builder. Tried in turn; several times."
 )
 @click.option("--name", show_default="version, commit and time", help="Of the image.")
 @click.option("--reuse/--no-reuse", default=True, help="Start from an image of ours that has the same packages.")

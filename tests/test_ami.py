@@ -136,7 +136,7 @@ def test_each_roll_back_goes_one_image_further(past, way):
 
 
 def test_a_smoke_test_takes_the_next_place_and_type(region, ec2, aws_account):
-    """Where EC2 has no instance left, another zone and then another type is tried; another error is no reason for it."""
+    """Where EC2 has no instance left, another zone and then another type is tried; after another error none is."""
     (image,) = make_images(ec2, 1)
     subnets = {each["AvailabilityZone"]: each["SubnetId"] for each in ec2.describe_subnets()["Subnets"]}
     first, second, *_ = sorted(subnets)

@@ -161,7 +161,7 @@ def test_a_dry_run_pins_nothing():
     ("options", "problem"),
     [
         ("--region eu-west-99", "--region eu-west-99: AWS has no region of that name"),
-        ("--var volume_gigabyte=80", "--var volume_gigabyte: it is none of log_agent, minimum_driver, minimum_free_gig"),
+        ("--var volume_gigabyte=80", "--var volume_gigabyte: it is none of log_agent, minimum_driver, minimum_free"),
         ("--var model=openai/whisper-tiny", "--var model: use --model instead"),
         ("--var spot=false", "--var spot: use --spot or --on-demand instead"),
         ("--var base_image_id=ami-0123456789abcdef0", "--var base_image_id: use release.pkrvars.hcl instead"),
