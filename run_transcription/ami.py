@@ -99,7 +99,12 @@ def list_images(parameter: str, region: str | None, *, as_json: bool) -> None:
 
 @ami.command("gc", cls=options.Command)
 @click.option("--keep", type=click.IntRange(min=0), default=3, help="So many of the newest finished ones stay.")
-@click.option("--hours", type=click.FloatRange(min=0), default=6.0, help="Builders and unfinished images older go.")
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0),
+    default=6.0,
+    help="Builders and unfinished images that are older were left behind.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @parameter_option
 @region_option

@@ -192,7 +192,6 @@ def _attempt(packer: Packer, scratch: Path, attempts: list[Variables], log: Path
 
 def _prepare(wanted: Recipe, packer: Packer, scratch: Path, variables: Variables) -> None:
     """Put the folders together that packer works with, and let it look at them with one attempt's variables."""
-    display.say("building the worker's wheel …")
     for name in FOLDERS:
         (scratch / name).mkdir()
     bake_parts.write_parts(wanted.templates, scratch / "parts")
@@ -201,6 +200,8 @@ def _prepare(wanted: Recipe, packer: Packer, scratch: Path, variables: Variables
         packer_process.validate(packer, _arguments(scratch, variables), _environment())
     except WrongVariable as error:
         raise TranscriptionError(f"{recipe.way_of(error.name)}: {error}") from error
+    display.say("building the worker's wheel …")
+    bake_parts.make_wheel(scratch / "parts")
 
 
 def _arguments(scratch: Path, variables: Variables) -> list[str]:

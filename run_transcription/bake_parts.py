@@ -61,12 +61,11 @@ def write_templates(templates: Path, folder: Path, *, modern: bool) -> None:
 
 
 def write_parts(templates: Path, folder: Path) -> None:
-    """Put together what is brought to the builder."""
+    """Put together what is brought to the builder, but for the wheel."""
     for name in ("provisioners", "rootfs"):
         shutil.copytree(templates / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in LOCKS:
         shutil.copyfile(templates / name, folder / name)
-    make_wheel(folder)
 
 
 def make_wheel(folder: Path) -> None:

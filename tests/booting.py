@@ -55,7 +55,7 @@ def boot(instance: Machine, stack: Stack, recording: Path, **given: str) -> Boot
     giving_up.start()
     said: list[str] = []
     try:
-        _wait_for(worker, "ready", said)
+        _wait_for(worker, "ready: ", said)
         timeline["worker is ready"] = time.monotonic() - began
         storage.upload(recording, f"s3://{stack.bucket}/uploads/{recording.name}")
         timeline["recording is uploaded"] = time.monotonic() - began
