@@ -77,7 +77,7 @@ def end(region: str, instances: list[str]) -> None:
 
 def remove(region: str, image: Image) -> None:
     """Remove an image, and then its snapshots, which nothing else removes."""
-    with aws.plainly(f"remove {image.id}"):
+    with aws.plainly(f"remove {image.id} with {', '.join(image.snapshots)}"):
         ec2 = aws.client("ec2", region)
         ec2.deregister_image(ImageId=image.id)
         for snapshot in image.snapshots:
