@@ -29,7 +29,11 @@ def ami() -> None:
 @click.argument("image", metavar="AMI", required=False)
 @click.option("--rollback", is_flag=True, help="Name again what `latest` named before; no AMI is given.")
 @click.option(
-    "--instance-type", multiple=True, default=TYPES, show_default=" ".join(TYPES), help="Of the smoke test; tried in turn."
+    "--instance-type",
+    multiple=True,
+    default=TYPES,
+    show_default=" ".join(TYPES),
+    help="Of the smoke test; tried in turn.",
 )
 @click.option("--zone", multiple=True, show_default="all of the region", help="Of the smoke test; tried in turn.")
 @click.option("--subnet", multiple=True, show_default="the zone's default", help="Of the smoke test; tried in turn.")

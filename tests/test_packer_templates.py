@@ -185,7 +185,11 @@ def test_what_can_not_be_meant_is_said_before_anything_is_done(monkeypatch, opti
     [
         (["--var", "volume_gigabytes=3"], "", "--var volume_gigabytes: The volume_gigabytes must be from 8 to 1000."),
         (["--name", "my image"], "", "--name: The ami_name must be 3 to 128 letters, digits or ()./_- ."),
-        (["--instance-type", "large"], "", "--instance-type: The instance_types must be types of instances, such as m7i.xlarge."),
+        (
+            ["--instance-type", "large"],
+            "",
+            "--instance-type: The instance_types must be types of instances, such as m7i.xlarge.",
+        ),
         ([], "hf_no token", "HF_TOKEN: The hf_token must be letters, digits and _ ."),
     ],
 )
