@@ -47,7 +47,7 @@ def test_without_capacity_the_next_type_is_tried(baker, ec2, ec2_account):
     calls = [given for action, given in ec2_account.calls[before:] if action == "ec2:RunInstances"]
     assert [call["InstanceType"] for call in calls] == ["m5.xlarge", "m5a.xlarge"]
     assert {call["Placement.AvailabilityZone"] for call in calls} == {f"{REGION}b"}
-    assert {call["NetworkInterface.1.SubnetId"] for call in calls} == {subnet["SubnetId"]}
+    assert {call["SubnetId"] for call in calls} == {subnet["SubnetId"]}
     assert "there is no m5.xlarge in eu-west-1b to be had" in done.stderr
     assert done.returncode == 1
     assert "You may not" in done.stderr
