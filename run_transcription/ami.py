@@ -26,7 +26,7 @@ def ami() -> None:
 
 
 @ami.command("publish", cls=options.Command)
-@click.argument("image", metavar="AMI", required=False)
+@click.argument("image", metavar="[AMI]", required=False)
 @click.option("--rollback", is_flag=True, help="Name again what `latest` named before; no AMI is given.")
 @click.option(
     "--instance-type",

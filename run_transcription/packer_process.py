@@ -45,7 +45,8 @@ CAPACITY = re.compile(
 )
 
 
-RULE = re.compile(r"The (\w+) must .*?\.(?= This was checked)")  # the words of variables.pkr.hcl, in packer's
+# what variables.pkr.hcl says of a wrong value, and what packer says of one of another type
+RULE = re.compile(r"The (\w+) must .*?\.(?= This was checked)|The value for (\w+) is not compatible with .*?\.(?= |$)")
 
 
 class WrongVariable(TranscriptionError):
@@ -151,7 +152,7 @@ def validate(packer: Packer, arguments: Sequence[str], environment: Mapping[str,
         if done.returncode:
             said = " ".join((done.stdout + done.stderr).split())
             if broken := RULE.search(said):
-                raise WrongVariable(broken[1], broken[0])
+                raise WrongVariable(broken[1] or broken[2], broken[0])
             raise TranscriptionError(f"packer {command[0]} fails: {said}")
 
 

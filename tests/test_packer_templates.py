@@ -184,6 +184,12 @@ def test_what_can_not_be_meant_is_said_before_anything_is_done(monkeypatch, opti
     ("options", "token", "problem"),
     [
         (["--var", "volume_gigabytes=3"], "", "--var volume_gigabytes: The volume_gigabytes must be from 8 to 1000."),
+        (
+            ["--var", "minimum_driver=new"],
+            "",
+            "--var minimum_driver: The value for minimum_driver is not compatible with the variable's type constraint: "
+            "a number is required.",
+        ),
         (["--name", "my image"], "", "--name: The ami_name must be 3 to 128 letters, digits or ()./_- ."),
         (
             ["--instance-type", "large"],
