@@ -31,7 +31,7 @@ demo: setup ## run the main job on an embedded S3 and SQS: no AWS account needed
 	@$(BIN)/run-transcription demo
 
 ami: setup ## bake the machine image; DRY_RUN=1 validates and needs no credentials, BAKE_ARGS="--region eu-west-1" chooses
-	@$(BIN)/run-transcription bake $(if $(DRY_RUN),--dry-run) $(BAKE_ARGS)
+	@$(BIN)/run-transcription bake $(if $(filter-out 0 no false,$(DRY_RUN)),--dry-run) $(BAKE_ARGS)
 
 deploy: setup ## make or change the stack on AWS; DEPLOY_ARGS="--max-workers 10 --dry-run"
 	@$(BIN)/run-transcription deploy $(DEPLOY_ARGS)

@@ -92,9 +92,9 @@ def idle(calls: set[Call], allowed: list[Grant]) -> set[tuple[str, str]]:
 def requested(action: str, given: dict, tags: dict[str, dict[str, str]]) -> Call:
     """Return the call that a request is, as it arrives at EC2 or SSM; tags are those of resources, by their ids."""
     if action.startswith("ssm:"):
-        name = given.get("Name", "*")
+        name = given.get("Name") or given.get("Names", ["*"])[0]
         owner = "" if name.startswith("/aws/") else ACCOUNT
-        return Call(action, f"arn:aws:ssm:{REGION}:{owner}:parameter{name}" if name != "*" else "*")
+        return Call(action, f"arn:aws:ssm:{REGION}:{owner}:parameter/{name.lstrip('/')}" if name != "*" else "*")
     for name, kind in OF_EC2.items():
         if found := given.get(name) or given.get(f"{name}.1"):
             owner = "" if kind in {"image", "snapshot"} else ACCOUNT
