@@ -1,7 +1,8 @@
-"""What several test files use: emulated services, a stack of their own, a model that loads fast, and a baked image."""
+"""What several test files use: emulated services and a stack, models, recordings put together from words, an image."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import signal
 from pathlib import Path
@@ -12,8 +13,10 @@ from baking import OUTSIDE, PLANTED, Bakery, bakery, client, content, report
 from emulated_ec2 import account
 from isolated_machine import machine, require_machine
 
-from run_transcription import demo
+from run_transcription import demo, optimized_loader
 from run_transcription.demo.emulator import emulated, make_stack
+from run_transcription.records import ModelSpec
+from tools import require_tool
 
 numbers = itertools.count()
 
@@ -44,6 +47,27 @@ def model(tmp_path_factory):
     if Path(demo.__file__).parent.joinpath("model", "model.safetensors").exists():
         return "demo"
     return str(tiny_whisper.make(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """Load the demo model in float32 on a CPU."""
+    return optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu")).engine
+
+
+@pytest.fixture(scope="session")
+def scene():
+    """Make recordings of a kind, whose words are known; two speakers say them that the model's training never heard."""
+    require_tool("espeak-ng")
+    import scenes
+
+    clips = scenes.small_bank()
+
+    @functools.cache
+    def made(name, seconds, seed=100):
+        return next(each for each in scenes.SPEECH if each.name == name).make(clips, seconds, seed)
+
+    return made
 
 
 @pytest.fixture(scope="session")
