@@ -181,7 +181,7 @@ class Assembly:
         }
         reasons = (*(name for name, doubt in doubts.items() if doubt), *failing)
         uncovered = tuple(_span(region.start, region.end) for region in left)
-        return Quality(share, uncovered, self.retried, confidence, bool(reasons), reasons)
+        return Quality(share, uncovered, self.retried, confidence, bool(reasons), reasons, self.decoder.reduced)
 
     def _language_in_doubt(self, transcript: Transcript) -> bool:
         threshold = self.decoding.language_detection_threshold

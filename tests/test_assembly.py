@@ -14,6 +14,7 @@ from letters import BEGIN, Words, ids
 from run_transcription import chunking
 from run_transcription.assembly import Assembly
 from run_transcription.batches import Decoder
+from run_transcription.errors import OutOfMemory
 from run_transcription.hearing import Heard, Region
 from run_transcription.records import SAMPLE_RATE, Batch, Decoding, ModelFacts, Row, Timing
 
@@ -127,6 +128,22 @@ def test_a_chain_of_seams_may_be_longer_than_a_batch(hear):
     engine = Listener(hear)
     assert assembled(samples, engine, 2, dict(itertools.chain.from_iterable(rows[:2])))[0] == whole
     assert sum(map(len, engine.calls)) == sum(map(len, rows[2:]))
+
+
+def test_a_batch_that_did_not_fit_stands_in_the_result(monkeypatch):
+    """Where memory had room for fewer windows, nothing is lost, and the audit tells how many were decoded at a time."""
+
+    class Cramped(Listener):
+        def transcribe(self, windows, decoding):
+            if len(windows) > 2:
+                raise OutOfMemory("no room")
+            return super().transcribe(windows, decoding)
+
+    monkeypatch.setattr("run_transcription.batches._safe_sizes", {})
+    samples, words = speech(100)
+    assert assembled(samples, Listener())[0].quality.reduced_batch_size is None
+    found, _ = assembled(samples, Cramped())
+    assert (ids(found.segments), found.quality.reduced_batch_size) == (words, 2)
 
 
 def only_short(heard, seconds):
