@@ -47,7 +47,11 @@ class _Part:
 
 @dataclass(slots=True)
 class Assembly:
-    """A recording half done: what is finished, and the last passage, whose seam may still be to come."""
+    """A recording half done: what is finished, and the last passage, whose seam may still be to come.
+
+    Neighbours that overlap may be in two batches, as a chain of them may be longer than any: that changes nothing, since
+    no row depends on the others of its batch, and they are joined once both are there.
+    """
 
     engine: Engine
     decoding: Decoding

@@ -102,17 +102,21 @@ def test_a_seam_whose_sides_differ_is_heard_once_more():
     assert "sides_of_a_seam_differ" not in found.quality.reasons
 
 
-def test_a_seam_that_nothing_decides_is_said():
-    """Where the window over it differs too, both are cut in its middle, and a person should look."""
+@pytest.mark.parametrize("third", [400, 0, 200, None], ids=["as neither", "as the left", "as the right", "nothing"])
+def test_a_seam_that_nothing_decides_is_said(third):
+    """Where the window over it does not agree with both sides, they are cut by time, and a person should look."""
     samples, words = speech(50)
-    numbers = itertools.count()
+    other = iter((0, 200, third))  # what both sides and the window hear in the place of each word
 
     def otherwise(heard, _seconds):
-        number = next(numbers)
-        return [(at, (word + 200 * number) % 1000) for at, word in heard]
+        more = next(other)
+        return [] if more is None else [(at, word + more) for at, word in heard]
 
-    found, _ = assembled(samples, Listener(otherwise))
+    engine = Listener(otherwise)
+    found, _ = assembled(samples, engine)
+    assert [len(call) for call in engine.calls] == [2, 1]
     assert [word % 200 for word in ids(found.segments)] == words
+    assert [word // 200 for word in ids(found.segments)] == sorted(word // 200 for word in ids(found.segments))
     assert found.quality.needs_review
     assert found.quality.reasons == ("sides_of_a_seam_differ",)
 
