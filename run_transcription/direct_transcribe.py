@@ -82,8 +82,7 @@ def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who f
             tell(rows)
     told(Advance(lanes[0].duration, ()))
     spent = sum((lane.work.decoder.timing for lane in lanes), Timing())
-    stages = Timing(features=spent.features, encode=spent.encode, generate=spent.generate)
-    return _transcript(lanes, kept), stages + Timing(wall=time.perf_counter() - began)
+    return _transcript(lanes, kept), replace(spent, wall=time.perf_counter() - began)
 
 
 class _Lane:
