@@ -119,7 +119,7 @@ class TorchEngine:
         if decoding.aligned:
             told = self._aligned_anew(samples, chunks, told, decoding)
         marks.append(self._now())
-        return chunks, Batch(tuple(told), _spent(marks))
+        return chunks, Batch(tuple(told), self._spent(marks))
 
     def _transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         with torch.inference_mode():
@@ -137,7 +137,13 @@ class TorchEngine:
             if decoding.aligned:
                 found = self._aligned(encoded, found, windows, decoding)
             marks.append(self._now())
-        return Batch(tuple(found), _spent(marks))
+        return Batch(tuple(found), self._spent(marks))
+
+    @staticmethod
+    def _spent(marks: Sequence[float]) -> Timing:
+        """Return the seconds from mark to mark: the features', the encoder's, the decoder's."""
+        features, encode, generate = (after - before for before, after in itertools.pairwise(marks))
+        return Timing(features=features, encode=encode, generate=generate, wall=marks[-1] - marks[0])
 
     def _encoded(self, windows: Sequence[Samples]) -> BaseModelOutput:
         return self._model.model.encoder(self._features(windows).to(self._model.dtype))
@@ -270,12 +276,6 @@ class TorchEngine:
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
         return time.perf_counter()
-
-
-def _spent(marks: Sequence[float]) -> Timing:
-    """Return the seconds between the times at which features, encoder and decoder began, and the last one ended."""
-    features, encode, generate = (after - before for before, after in itertools.pairwise(marks))
-    return Timing(features=features, encode=encode, generate=generate, wall=marks[-1] - marks[0])
 
 
 @contextmanager
