@@ -49,8 +49,8 @@ class _Part:
 class Assembly:
     """A recording half done: what is finished, and the last passage, whose seam may still be to come.
 
-    Neighbours that overlap may be in two batches, as a chain of them may be longer than any: that changes nothing, since
-    no row depends on the others of its batch, and they are joined once both are there.
+    Neighbours that overlap may be in two batches, as a chain of them may be longer than any. That changes nothing: no
+    row depends on the others of its batch, and they are joined once both are there.
     """
 
     engine: Engine

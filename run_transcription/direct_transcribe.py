@@ -88,9 +88,7 @@ def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who f
 class _Lane:
     """One channel on its way to a transcript, or the mix of all."""
 
-    def __init__(
-        self, blocks: Iterable[Samples], work: Assembly, number: int | None, tell: Callable[[], None]
-    ) -> None:
+    def __init__(self, blocks: Iterable[Samples], work: Assembly, number: int | None, tell: Callable[[], None]) -> None:
         """Take a stream of float32 [samples]; `tell` is called where it goes on without new rows."""
         self.seconds = 0.0  # that are done
         self.work = work

@@ -140,8 +140,8 @@ def _agree(
     paired = [{pair[side] for pair in pairs} for side in (0, 1)]
     if not (sides[0] <= paired[0] and sides[1] <= paired[1]):
         return False
-    around = [pair for pair in pairs if pair[0] in sides[0] or pair[1] in sides[1]]
-    return all(b[0] - a[0] == 1 and b[1] - a[1] == 1 for a, b in pairwise(around))
+    near = [pair for pair in pairs if pair[0] in sides[0] or pair[1] in sides[1]]
+    return all(b[0] - a[0] == 1 and b[1] - a[1] == 1 for a, b in pairwise(near))
 
 
 def _in_order(left: Segments, right: Segments) -> tuple[Segments, Segments]:

@@ -64,7 +64,7 @@ def passed(
     """Decode a recording; `chosen` is the prompt, its language, its task and tokens never written, for `generate`.
 
     Before each window `reached` is told the second where it begins. Memory grows with the recording, since transformers
-    keeps every score. The temperature of a segment and its probability of no speech are not told by it: they are 0 here.
+    keeps every score. The temperature of a segment and its probability of no speech are not told: they are 0 here.
     """
     with torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(SEED)
