@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from run_transcription.records import Samples
 
 AfterBatch = Callable[[Advance], None]
-NewRows = tuple[tuple[Chunk, Row], ...]
 
 
 def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who follows it
@@ -64,15 +63,17 @@ def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who f
     numbers: tuple[int | None, ...] = (None,) if kept is None else tuple(number + 1 for number in kept)
     heard = clipped(blocks, decoding.clip_timestamps)
     streams = [heard] if kept is None else channels.separated(heard, len(kept))
-    works = [_work(engine, decoding, finished or {}, number) for number in numbers]
+    lanes = [
+        _Lane(stream, engine, decoding, finished or {}, number) for stream, number in zip(streams, numbers, strict=True)
+    ]
     told = after_batch or (lambda _: None)
-    open_ones: list[_Lane] = []
+    open_ones = list(lanes)
 
-    def tell(rows: NewRows = ()) -> None:
+    def tell(rows: tuple[tuple[Chunk, Row], ...] = ()) -> None:
         told(Advance(min(each.seconds for each in open_ones), rows))
 
-    lanes = [_Lane(*each, tell) for each in zip(streams, works, numbers, strict=True)]
-    open_ones += lanes
+    for lane in lanes:
+        lane.tell = tell
     while open_ones:
         lane = min(open_ones, key=lambda each: each.seconds)  # so that none is far ahead of the others
         rows = lane.go_on()
@@ -88,20 +89,28 @@ def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who f
 class _Lane:
     """One channel on its way to a transcript, or the mix of all."""
 
-    def __init__(self, blocks: Iterable[Samples], work: Assembly, number: int | None, tell: Callable[[], None]) -> None:
-        """Take a stream of float32 [samples]; `tell` is called where it goes on without new rows."""
+    def __init__(
+        self,
+        blocks: Iterable[Samples],
+        engine: Engine,
+        decoding: Decoding,
+        finished: Mapping[Chunk, Row],
+        number: int | None,
+    ) -> None:
         self.seconds = 0.0  # that are done
-        self.work = work
-        self._decoding, self._number, self._tell = work.decoding, number, tell
-        self._ear = vad.Ear(blocks, _detector(self._decoding), self._decoding.vad_threshold)
-        self._lots = self._all_at_once() if self._decoding.sequential else self._in_batches()
+        self.tell: Callable[[], None] = lambda: None  # called where it goes on without new rows
+        self._engine, self._decoding, self._number = engine, decoding, number
+        own = {replace(chunk, channel=None): row for chunk, row in finished.items() if chunk.channel == number}
+        self.work = Assembly(engine, decoding, Decoder(engine, decoding, own))
+        self._ear = vad.Ear(blocks, _detector(decoding), decoding.vad_threshold)
+        self._lots = self._all_at_once() if decoding.sequential else self._in_batches()
 
     @property
     def duration(self) -> float:
         """Seconds heard so far."""
         return self._ear.samples / SAMPLE_RATE
 
-    def go_on(self) -> NewRows | None:
+    def go_on(self) -> tuple[tuple[Chunk, Row], ...] | None:
         """Do the next batch, and return its rows; None where all is done."""
         rows = next(self._lots, None)
         return None if rows is None else tuple((replace(chunk, channel=self._number), row) for chunk, row in rows)
@@ -124,20 +133,15 @@ class _Lane:
         heard = [*self._ear.heard()]
         if heard:
             samples = np.concatenate([block.samples for block in heard])
-            chunks, batch = self.work.engine.transcribe_sequentially(samples, self._decoding, self._reached)
+            chunks, batch = self._engine.transcribe_sequentially(samples, self._decoding, self._reached)
             self.work.decoder.timing += batch.timing
-            speech = [region for block in heard for region in block.speech]
-            self.work.take([*zip(chunks, batch.rows, strict=True)], speech)
+            rows = [*zip(chunks, batch.rows, strict=True)]
+            self.work.take(rows, [region for block in heard for region in block.speech])
         yield from ()
 
     def _reached(self, seconds: float) -> None:
         self.seconds = seconds
-        self._tell()
-
-
-def _work(engine: Engine, decoding: Decoding, finished: Mapping[Chunk, Row], number: int | None) -> Assembly:
-    own = {replace(chunk, channel=None): row for chunk, row in finished.items() if chunk.channel == number}
-    return Assembly(engine, decoding, Decoder(engine, decoding, own))
+        self.tell()
 
 
 def _transcript(lanes: Sequence[_Lane], kept: Sequence[int] | None) -> Transcript:
