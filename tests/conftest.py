@@ -1,4 +1,4 @@
-"""What several test files use: emulated services and a stack, models, recordings put together from words, an image."""
+"""What several test files use: emulated services, a stack of their own, a model that loads fast, and a baked image."""
 
 from __future__ import annotations
 
@@ -50,27 +50,6 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def engine():
-    """Load the demo model in float32 on a CPU."""
-    return optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu")).engine
-
-
-@pytest.fixture(scope="session")
-def scene():
-    """Make recordings of a kind, whose words are known; two speakers say them that the model's training never heard."""
-    require_tool("espeak-ng")
-    import scenes
-
-    clips = scenes.small_bank()
-
-    @functools.cache
-    def made(name, seconds, seed=100):
-        return next(each for each in scenes.SPEECH if each.name == name).make(clips, seconds, seed)
-
-    return made
-
-
-@pytest.fixture(scope="session")
 def ec2_account(tmp_path_factory):
     """Run an EC2 whose calls are watched, for the whole session."""
     require_machine()
@@ -113,3 +92,24 @@ def instance(tmp_path, baked):
     """Run a machine from the image that was baked."""
     with machine(tmp_path / "instance", baked[1]) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """Load the demo model in float32 on a CPU."""
+    return optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu")).engine
+
+
+@pytest.fixture(scope="session")
+def scene():
+    """Make recordings of a kind, whose words are known; two speakers say them that the model's training never heard."""
+    require_tool("espeak-ng")
+    import scenes
+
+    clips = scenes.small_bank()
+
+    @functools.cache
+    def made(name, seconds, seed=100):
+        return next(each for each in scenes.SPEECH if each.name == name).make(clips, seconds, seed)
+
+    return made
