@@ -46,6 +46,11 @@ class Decoder:
         rows = {chunk: kept[chunk] if chunk in kept else self._finished[chunk] for chunk in windows}
         return rows if self._decoding.language else self._in_its_language(rows, waiting)
 
+    @property
+    def reduced(self) -> int | None:
+        """How many windows are decoded at a time, where as many as asked for did not fit into memory."""
+        return self._size() if self._size() < self._decoding.batch_size else None
+
     def go_on_from(self, text: str, temperature: float) -> None:
         """Let the next windows know the text before them; not where it was drawn at a high temperature."""
         plain = text.replace("<|", "")  # whoever spells a special token aloud steers nothing

@@ -109,6 +109,7 @@ def _quality(parts: Sequence[Quality], speech: Sequence[int], tokens: Sequence[i
         confidence=_mean([part.confidence for part in parts], tokens),
         needs_review=any(part.needs_review for part in parts),
         reasons=tuple(dict.fromkeys(reason for part in parts for reason in part.reasons)),
+        reduced_batch_size=min((part.reduced_batch_size for part in parts if part.reduced_batch_size), default=None),
     )
 
 

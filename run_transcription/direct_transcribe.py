@@ -68,17 +68,22 @@ def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who f
     ]
     told = after_batch or (lambda _: None)
     open_ones = list(lanes)
+
+    def tell(rows: tuple[tuple[Chunk, Row], ...] = ()) -> None:
+        told(Advance(min(each.seconds for each in open_ones), rows))
+
+    for lane in lanes:
+        lane.tell = tell
     while open_ones:
         lane = min(open_ones, key=lambda each: each.seconds)  # so that none is far ahead of the others
         rows = lane.go_on()
         if rows is None:
             open_ones.remove(lane)
         else:
-            told(Advance(min(each.seconds for each in open_ones), rows))
+            tell(rows)
     told(Advance(lanes[0].duration, ()))
     spent = sum((lane.work.decoder.timing for lane in lanes), Timing())
-    stages = Timing(features=spent.features, encode=spent.encode, generate=spent.generate)
-    return _transcript(lanes, kept), stages + Timing(wall=time.perf_counter() - began)
+    return _transcript(lanes, kept), replace(spent, wall=time.perf_counter() - began)
 
 
 class _Lane:
@@ -93,6 +98,7 @@ class _Lane:
         number: int | None,
     ) -> None:
         self.seconds = 0.0  # that are done
+        self.tell: Callable[[], None] = lambda: None  # called where it goes on without new rows
         self._engine, self._decoding, self._number = engine, decoding, number
         own = {replace(chunk, channel=None): row for chunk, row in finished.items() if chunk.channel == number}
         self.work = Assembly(engine, decoding, Decoder(engine, decoding, own))
@@ -127,9 +133,15 @@ class _Lane:
         heard = [*self._ear.heard()]
         if heard:
             samples = np.concatenate([block.samples for block in heard])
-            rows = self._engine.transcribe_sequentially(samples, self._decoding)
+            chunks, batch = self._engine.transcribe_sequentially(samples, self._decoding, self._reached)
+            self.work.decoder.timing += batch.timing
+            rows = [*zip(chunks, batch.rows, strict=True)]
             self.work.take(rows, [region for block in heard for region in block.speech])
         yield from ()
+
+    def _reached(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.tell()
 
 
 def _transcript(lanes: Sequence[_Lane], kept: Sequence[int] | None) -> Transcript:

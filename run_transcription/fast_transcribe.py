@@ -37,6 +37,7 @@ from run_transcription.records import (
     Result,
     Row,
     StoredFile,
+    Transcript,
 )
 from run_transcription.timeline import Timeline
 
@@ -245,13 +246,21 @@ def _print(
 
 
 def _summary(result: Result) -> str:
-    """Say in one line what a finished recording gave and cost."""
+    """Say in one line what a finished recording gave and cost, and what is doubtful in it."""
     assert result.transcript is not None  # noqa: S101 - COMPLETED has one
     seconds, timing = result.transcript.duration, result.timing
     stages = ", ".join(f"{name} {getattr(timing, name):.2f}" for name in ("decode", "features", "encode", "generate"))
     where = ", ".join(options.one_line(file.address) for file in result.files.values())
     line = f"{seconds:.1f} s in {timing.wall:.2f} s (RTFx {seconds / timing.wall:.1f}; {stages})"
-    return f"{line} → {where}" if where else line
+    return (f"{line} → {where}" if where else line) + _doubts(result.transcript)
+
+
+def _doubts(transcript: Transcript) -> str:
+    """Say why a person should look at a text, or that there is none."""
+    if not transcript.segments and transcript.quality.coverage is None:
+        return "; no speech was found"
+    reasons = ", ".join(reason.replace("_", " ") for reason in transcript.quality.reasons)
+    return f"; a person should look: {reasons}" if reasons else ""
 
 
 def _all_refused(jobs: Sequence[Job]) -> dict[str, str]:

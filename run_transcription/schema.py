@@ -42,6 +42,10 @@ LIMITS: dict[str, Schema] = {
     "coverage": {"description": "share of the speech found that has text; null where no speech was found"},
     "uncovered": {"description": "speech found that has no text"},
     "reasons": {"description": "for a review; the last four: what a window failed by at every temperature"},
+    "reduced_batch_size": {
+        "minimum": 1,
+        "description": "windows decoded at a time, where memory had no room for `batch_size` of them",
+    },
     "retried_rows": {"minimum": 0, "description": "windows that were decoded more than once"},
     "no_speech_prob": SHARE,
     "compression_ratio": {"minimum": 0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import signal
 from pathlib import Path
@@ -13,8 +14,10 @@ from emulated_ec2 import account
 from isolated_machine import machine, require_machine
 from xdist.scheduler import LoadFileScheduling
 
-from run_transcription import demo
+from run_transcription import demo, optimized_loader
 from run_transcription.demo.emulator import emulated, make_stack
+from run_transcription.records import ModelSpec
+from tools import require_tool
 
 OF_THE_IMAGE = ("tests/test_bake.py", "tests/test_bake_failures.py", "tests/test_user_data.py")
 numbers = itertools.count()
@@ -104,3 +107,24 @@ def instance(tmp_path, baked):
     """Run a machine from the image that was baked."""
     with machine(tmp_path / "instance", baked[1]) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """Load the demo model in float32 on a CPU."""
+    return optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu")).engine
+
+
+@pytest.fixture(scope="session")
+def scene():
+    """Make recordings of a kind, whose words are known; two speakers say them that the model's training never heard."""
+    require_tool("espeak-ng")
+    import scenes
+
+    clips = scenes.small_bank()
+
+    @functools.cache
+    def made(name, seconds, seed=100):
+        return next(each for each in scenes.SPEECH if each.name == name).make(clips, seconds, seed)
+
+    return made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from letters import Words
@@ -92,6 +94,16 @@ def test_a_batch_that_does_not_fit_is_halved():
     engine.calls.clear()
     decode(engine, *[0] * 5, size=16)
     assert [size for size, _ in engine.calls] == [2, 2, 1]
+
+
+def test_smaller_batches_are_told():
+    """How many windows fit is known of each recording since, but for one that asks for no more."""
+    engine, asked = Moody(room=3), Decoding(batch_size=8)
+    assert Decoder(engine, asked, {}).reduced is None
+    decode(engine, *[0] * 8)
+    assert Decoder(engine, asked, {}).reduced == 2
+    assert Decoder(engine, replace(asked, batch_size=2), {}).reduced is None
+    assert Decoder(Moody(room=4), asked, {}).reduced is None
 
 
 def test_one_window_that_does_not_fit_is_an_error():

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
+import charts
+import common
 import numpy as np
 import pytest
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-import charts  # noqa: E402
-import common  # noqa: E402
-import quality  # noqa: E402
-import residency  # noqa: E402
-import sizing  # noqa: E402
-import summary  # noqa: E402
-from scenes import Speech, demo_speech  # noqa: E402
-from transcribers import Text  # noqa: E402
+import quality
+import residency
+import sizing
+import summary
+from scenes import Speech, demo_speech
+from transcribers import Text
 
 
 def test_the_document_holds_what_the_records_say():

@@ -171,6 +171,7 @@ def test_text_goes_to_standard_output_and_nothing_else_does(here, talk, model):
     assert printed.stdout_bytes == (here / "out/talk.txt").read_bytes()
     assert stored.stdout == ""
     assert "RTFx" in printed.stderr
+    assert printed.stderr.endswith("no speech was found\n")  # but a tone
 
 
 def test_one_bad_file_does_not_stop_the_others(here, talk, model):

@@ -8,19 +8,13 @@ import numpy as np
 import pytest
 from letters import Words
 
-from run_transcription import direct_transcribe, languages, optimized_loader
+from run_transcription import direct_transcribe, languages
 from run_transcription.audio import open_recording
 from run_transcription.batches import Decoder
 from run_transcription.demo.command import RECORDINGS
 from run_transcription.demo.score import word_errors
 from run_transcription.errors import Rejected
-from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, ModelSpec, Row, Timing
-
-
-@pytest.fixture(scope="module")
-def engine():
-    """The demo model in float32 on a CPU."""
-    return optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu")).engine
+from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, Row, Timing
 
 
 def heard(name):

@@ -261,7 +261,7 @@ folder = pathlib.Path(sys.argv[1])
 engine = TorchEngine(assemble.mapped_model(folder, "float32", "sdpa"), vocabulary.read(folder), ModelFacts(*["-"] * 5))
 for _ in range(2):
     print(len(engine.transcribe([numpy.zeros(16000, "float32")] * 2, Decoding()).rows))
-engine.transcribe_sequentially(numpy.ones(16000, "float32"), Decoding())
+engine.transcribe_sequentially(numpy.ones(16000, "float32"), Decoding(), lambda _: None)
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -331,7 +331,7 @@ def test_no_room_is_said(engine, windows, error, monkeypatch):
         engine.transcribe(windows, ENGLISH)
     monkeypatch.setattr(long_form, "passed", fail)
     with pytest.raises(OutOfMemory, match="does not fit into memory: leave --sequential out"):
-        engine.transcribe_sequentially(windows[0], ENGLISH)
+        engine.transcribe_sequentially(windows[0], ENGLISH, lambda _: None)
     error = RuntimeError("something else")
     with pytest.raises(RuntimeError, match="something else"):
         engine.transcribe(windows, ENGLISH)

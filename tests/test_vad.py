@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import types
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,20 +16,12 @@ from run_transcription import vad
 from run_transcription.engines.silero import Silero
 from run_transcription.hearing import Region
 from run_transcription.records import SAMPLE_RATE
-from tools import require_tool
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 
 @pytest.fixture(scope="module")
-def speech():
+def speech(scene):
     """Two and a half minutes of conversation, then of speech in noise."""
-    require_tool("espeak-ng")
-    import scenes
-
-    clips = scenes.small_bank(1)
-    names = ("conversation", "10 dB SNR")
-    return np.concatenate([each.make(clips, 75.3, 5).samples for each in scenes.SPEECH if each.name in names])
+    return np.concatenate([scene(name, 75.3, 5).samples for name in ("conversation", "10 dB SNR")])
 
 
 @pytest.fixture(scope="module")

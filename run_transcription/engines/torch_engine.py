@@ -23,7 +23,7 @@ from run_transcription.errors import OutOfMemory, Rejected, TranscriptionError
 from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, Row, Timing, Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from transformers import WhisperForConditionalGeneration
     from transformers.modeling_outputs import BaseModelOutput
@@ -89,26 +89,37 @@ class TorchEngine:
         with _no_room_told(f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size"):
             return self._transcribe(windows, self.check(decoding))
 
-    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
+    def transcribe_sequentially(
+        self, samples: Samples, decoding: Decoding, reached: Callable[[float], None]
+    ) -> tuple[tuple[Chunk, ...], Batch]:
         """Decode float32 [samples] of any length by transformers' long form, in the language of its first window.
 
-        Raises OutOfMemory where the recording is too long for it.
+        `reached` is told at each window how many seconds are done. The timing counts the encoder to `generate`, which
+        runs it. Raises OutOfMemory where the recording is too long for it.
         """
         with _no_room_told("the whole recording at once does not fit into memory: leave --sequential out"):
-            return self._passed(samples, self.check(decoding))
+            return self._passed(samples, self.check(decoding), reached)
 
-    def _passed(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
+    def _passed(
+        self, samples: Samples, decoding: Decoding, reached: Callable[[float], None]
+    ) -> tuple[tuple[Chunk, ...], Batch]:
+        marks = [self._now()]
+        recording = long_form.whole(self._model, samples)
+        marks.append(self._now())
         with torch.inference_mode():
             start = self._start(self._encoded([samples[: self._features.samples]]), decoding)
+        marks.append(self._now())
         language, probability = start.languages[0], start.probabilities[0]
         prompt = torch.tensor(self._prompt(decoding), device=self._model.device)
         chosen = self._chosen(language, decoding) | ({"prompt_ids": prompt} if len(prompt) else {})
-        found = long_form.passed(self._model, samples, decoding, chosen, self._suppressed(decoding))
+        chosen["suppress_tokens"] = self._suppressed(decoding)
+        found = long_form.passed(self._model, recording, decoding, chosen, reached)
         told = [replace(row, language=language, language_probability=probability) for _, row in found]
-        chunks = [chunk for chunk, _ in found]
+        chunks = tuple(chunk for chunk, _ in found)
         if decoding.aligned:
             told = self._aligned_anew(samples, chunks, told, decoding)
-        return tuple(zip(chunks, told, strict=True))
+        marks.append(self._now())
+        return chunks, Batch(tuple(told), self._spent(marks))
 
     def _transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         with torch.inference_mode():
@@ -126,9 +137,13 @@ class TorchEngine:
             if decoding.aligned:
                 found = self._aligned(encoded, found, windows, decoding)
             marks.append(self._now())
-        spent = [after - before for before, after in itertools.pairwise(marks)]
-        timing = Timing(features=spent[0], encode=spent[1], generate=spent[2], wall=marks[-1] - marks[0])
-        return Batch(tuple(found), timing)
+        return Batch(tuple(found), self._spent(marks))
+
+    @staticmethod
+    def _spent(marks: Sequence[float]) -> Timing:
+        """Return the seconds from mark to mark: the features', the encoder's, the decoder's."""
+        features, encode, generate = (after - before for before, after in itertools.pairwise(marks))
+        return Timing(features=features, encode=encode, generate=generate, wall=marks[-1] - marks[0])
 
     def _encoded(self, windows: Sequence[Samples]) -> BaseModelOutput:
         return self._model.model.encoder(self._features(windows).to(self._model.dtype))
