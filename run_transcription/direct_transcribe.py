@@ -15,6 +15,7 @@ import numpy as np
 from run_transcription import (
     channels,
     chunking,
+    combinations,
     coverage,
     languages,
     optimized_loader,
@@ -56,8 +57,9 @@ def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who f
     `after_batch` is called with what each batch added; chunks whose rows are `finished` already, from an earlier try,
     are not decoded again. Where channels are `kept`, counted from 0, blocks are float32 [kept, samples], and each is
     transcribed by itself. The timing leaves out what only others know: decoding the file and storing the result.
-    Raises Rejected where the model can't decode so.
+    Raises Rejected where the model can't decode so, or an option would change nothing.
     """
+    combinations.refuse_unused(decoding)
     decoding = engine.check(decoding)
     began = time.perf_counter()
     numbers: tuple[int | None, ...] = (None,) if kept is None else tuple(number + 1 for number in kept)

@@ -136,5 +136,5 @@ def test_a_language_that_is_in_doubt_is_said(engine):
     strict = Decoding(language_detection_threshold=1.0)
     found, _ = direct_transcribe.transcribe([samples], engine, strict)
     assert "language_in_doubt" in found.quality.reasons
-    sure, _ = direct_transcribe.transcribe([samples], engine, replace(strict, language="de"))
+    sure, _ = direct_transcribe.transcribe([samples], engine, Decoding(language="de"))
     assert "language_in_doubt" not in sure.quality.reasons
