@@ -48,8 +48,8 @@ class Decoder:
 
     def go_on_from(self, text: str, temperature: float) -> None:
         """Let the next windows know the text before them; not where it was drawn at a high temperature."""
-        plain = text.replace("<|", "")  # whoever spells a special token aloud steers nothing
-        before = f"{self._decoding.initial_prompt}{plain}"[-LONGEST_PROMPT:] if temperature <= COOL else ""
+        before = f"{self._decoding.initial_prompt}{text}"[-LONGEST_PROMPT:] if temperature <= COOL else ""
+        before = before.replace("<|", "< |")  # whoever spells a special token aloud steers nothing
         self._decoding = replace(self._decoding, initial_prompt=before)
 
     def _best(self, waiting: Mapping[Chunk, Samples], wanted: Decoding) -> dict[Chunk, Row]:

@@ -163,7 +163,10 @@ def refuse_unused(decoding: Decoding, formats: tuple[str, ...] | None = None) ->
 
 
 def given_options(function: Function) -> Function:
-    """Add the options that a recording may bring along; the function gets `given`: those given, a Given."""
+    """Add the options that a recording may bring along; the function gets `given`: those given, a Given.
+
+    Their help names no defaults: what is left out is the worker's choice.
+    """
     table = decoding_table.options()
 
     @functools.wraps(function)
@@ -173,7 +176,10 @@ def given_options(function: Function) -> Function:
         others = {name: value for name, value in named.items() if name not in table}
         return function(*positional, given=asked.from_job(chosen), **others)
 
-    return _with(with_given, [add for _, add in table.values()])
+    decorated = _with(with_given, [add for _, add in table.values()])
+    for option in decorated.__click_params__:  # type: ignore[attr-defined]
+        option.show_default = False
+    return decorated
 
 
 def format_option(
