@@ -52,7 +52,6 @@ def address_of(job: Job) -> str:
 def _content(transcript: Transcript) -> dict[str, Any]:
     quality = transcript.quality
     return {
-        "duration": transcript.duration,
         "segments": [
             _segment(segment) | {"language": _written_in(transcript, segment.language)}
             for segment in transcript.segments
