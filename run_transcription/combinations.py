@@ -69,7 +69,10 @@ def _of_paths(decoding: Decoding, changed: set[str]) -> Useless:
 
 
 def _of_search(decoding: Decoding, changed: set[str]) -> Useless:
-    by_chance = decoding.temperature > 0 or decoding.temperature_increment_on_fallback > 0
+    step = decoding.temperature_increment_on_fallback
+    by_chance = decoding.temperature > 0 or step > 0
+    if step and round(decoding.temperature + step, 6) > 1 and "temperature_increment_on_fallback" in changed:
+        yield "temperature_increment_on_fallback", f"--temperature-increment-on-fallback {step:g} leads above 1 at once"
     if decoding.beam_size == 1 and "patience" in changed:
         yield "patience", "--patience has no use without --beam-size"
     if decoding.beam_size == decoding.best_of == 1 and "length_penalty" in changed:

@@ -422,6 +422,7 @@ def test_what_is_tried_elsewhere_is_all_the_rest():
         ({"length_penalty": 1.0}, "--length-penalty has no use without"),
         ({"beam_size": 2, "temperature": 0.5}, "--beam-size has no use with a --temperature above 0"),
         ({"best_of": 2, "temperature_increment_on_fallback": 0.0}, "--best-of has no use"),
+        ({"temperature": 0.6, "temperature_increment_on_fallback": 0.5}, "--temperature-increment-on-fallback 0.5 leads"),
         ({"max_line_width": 20}, "--max-line-width has no use without --word-timestamps"),
         ({"word_timestamps": True, "max_line_count": 2}, "--max-line-count has no use without --max-line-width"),
         ({"captions": True, "highlight_words": True}, "--highlight-words has no use with --captions"),
