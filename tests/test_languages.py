@@ -74,14 +74,6 @@ def test_the_first_window_does_not_decide():
     assert decoded(-0.4, 0.9, 0.9)[0] == ["en", "en", "en"]
 
 
-def test_ten_windows_are_heard_before_any_is_final(engine):
-    """With one window at a time, too, the first one is held against the nine that follow."""
-    speech, lots = heard("ziffern.m4a"), []
-    options = Decoding(batch_size=1, chunk_length=3)
-    direct_transcribe.transcribe([speech], engine, options, lambda advance: lots.append(len(advance.rows)))
-    assert lots[0] >= languages.WINDOWS or len(lots) == 2
-
-
 def test_a_recording_that_changes_its_language(engine):
     """Each part is decoded in its own language, and its segments say so."""
     samples = heard("two-languages.ogg")
