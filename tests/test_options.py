@@ -22,6 +22,7 @@ from run_transcription import (
     fast_transcribe,
     optimized_loader,
     storage,
+    submit,
     subtitles,
     worker,
 )
@@ -207,6 +208,22 @@ def test_options_of_a_recording_arrive(work, stack, talk, way):
             assert found[address]["options"][field_of(name)] == seen(EXAMPLES[name][1])
             assert found[address]["input"]["options"][name] == EXAMPLES[name][0]
     assert {said["options"]["batch_size"] for said in found.values()} == {BATCH, Decoding().batch_size}
+
+
+def test_submit_sends_what_is_given(work, stack, talk):
+    """What its command line says goes with the recording, letter by letter; all the rest is the worker's choice."""
+    given = {"initial-prompt": " Jörg ", "temperature": "0.4", "formats": "srt"}
+    words = ["--initial-prompt", " Jörg ", "--temperature", "0.4", "-f", "srt"]
+    done = CliRunner().invoke(submit.submit, [str(talk), "--bucket", stack.bucket, *words])
+    assert done.exit_code == 0, done.stderr
+    work()
+    results = storage.listing(f"s3://{stack.bucket}/results/")
+    (said,) = [document(storage.read(address)) for address in results if address.endswith("json")]
+    assert said["input"]["options"] == given
+    assert {*said["files"]} == {"srt"}
+    assert (said["options"]["initial_prompt"], said["options"]["batch_size"]) == (" Jörg ", BATCH)
+    shown = {option.name for option in submit.submit.params if option.show_default is not False}
+    assert not shown & {*decoding_table.options()}, "its help names a default that it does not send"
 
 
 WRONG = {  # what a recording may ask for in vain: the option, its value, and what the refusal names
