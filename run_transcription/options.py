@@ -163,10 +163,7 @@ def refuse_unused(decoding: Decoding, formats: tuple[str, ...] | None = None) ->
 
 
 def given_options(function: Function) -> Function:
-    """Add the options that a recording may bring along; the function gets `given`: those given, a Given.
-
-    Their help names no defaults: what is left out is the worker's choice.
-    """
+    """Add the options that a recording may bring along; the function gets `given`: those given, a Given."""
     table = decoding_table.options()
 
     @functools.wraps(function)
@@ -178,7 +175,7 @@ def given_options(function: Function) -> Function:
 
     decorated = _with(with_given, [add for _, add in table.values()])
     for option in decorated.__click_params__:  # type: ignore[attr-defined]
-        option.show_default = False
+        option.show_default = False  # what is left out is the worker's choice
     return decorated
 
 
