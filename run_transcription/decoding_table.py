@@ -138,7 +138,10 @@ OPTIONS = (
     click.option("--vad/--no-vad", default=True, help="Look for speech with Silero VAD, or by loudness alone."),
     _number("--vad-threshold", Number(0, 1), 0.5, "Probability from which Silero VAD hears speech."),
     click.option(
-        "--initial-prompt", type=Text(), default="", help="Text that each chunk is decoded after, for names and style."
+        "--initial-prompt",
+        type=Text(),
+        default="",
+        help="Text that every chunk is decoded after, not only the first, for names and style.",
     ),
     click.option("--hotwords", type=Text(), default="", help="Words that may occur; they go before the prompt."),
     _flag("--condition-on-previous-text", "Decode one chunk after the other, each after the text before it."),
@@ -179,7 +182,7 @@ OPTIONS = (
     _number("--max-line-count", click.IntRange(min=1), None, "Lines in a cue of srt and vtt."),
     _number("--max-words-per-line", click.IntRange(min=1), None, "Words in a cue of srt and vtt."),
     _flag("--highlight-words", "Underline in srt and vtt each word as it is said."),
-    _flag("--captions", "Cut srt and vtt into cues that people can read in time."),
+    _flag("--captions", "Cut srt and vtt into cues that people can read in time, but leave no word out for it."),
 )
 
 

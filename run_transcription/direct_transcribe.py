@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ import numpy as np
 from run_transcription import (
     channels,
     chunking,
+    combinations,
     coverage,
     languages,
     optimized_loader,
@@ -37,6 +38,7 @@ from run_transcription.records import (
 from run_transcription.samples import clipped
 
 if TYPE_CHECKING:
+    from run_transcription.hearing import Passage
     from run_transcription.records import Samples
 
 AfterBatch = Callable[[Advance], None]
@@ -56,8 +58,9 @@ def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who f
     `after_batch` is called with what each batch added; chunks whose rows are `finished` already, from an earlier try,
     are not decoded again. Where channels are `kept`, counted from 0, blocks are float32 [kept, samples], and each is
     transcribed by itself. The timing leaves out what only others know: decoding the file and storing the result.
-    Raises Rejected where the model can't decode so.
+    Raises Rejected where the model can't decode so, or an option would change nothing.
     """
+    combinations.refuse_unused(decoding)
     decoding = engine.check(decoding)
     began = time.perf_counter()
     numbers: tuple[int | None, ...] = (None,) if kept is None else tuple(number + 1 for number in kept)
@@ -119,14 +122,26 @@ class _Lane:
         passages = chunking.passages(self._ear.heard(), self._decoding.chunk_length)
         one_by_one, size = self._decoding.condition_on_previous_text, self._decoding.batch_size
         size = 1 if one_by_one else size
-        voting = self._decoding.language is None and not one_by_one
-        batches = -(-languages.WINDOWS // size) if voting else 1  # all that vote are decoded before any of them is kept
-        batch = tuple(itertools.islice(passages, batches * size))
-        while batch:
+        batches = iter(lambda: tuple(itertools.islice(passages, size)), ())
+        first: tuple[Passage, ...] = ()
+        if self._decoding.language is None and not one_by_one:
+            first = yield from self._voting(batches, -(-languages.WINDOWS // size))
+        for batch in itertools.chain(filter(None, [first]), batches):
             rows = self.work.add(batch)
             self.seconds = batch[-1].chunk.end / SAMPLE_RATE
             yield rows
-            batch = tuple(itertools.islice(passages, size))
+
+    def _voting(
+        self, batches: Iterator[tuple[Passage, ...]], count: int
+    ) -> Generator[tuple[()], None, tuple[Passage, ...]]:
+        """Hear so many batches, and return their passages: all that vote are heard before the row of any is kept."""
+        first: tuple[Passage, ...] = ()
+        for batch in itertools.islice(batches, count):
+            self.work.decoder.hear({passage.chunk: passage.samples for passage in batch})
+            self.seconds = batch[-1].chunk.end / SAMPLE_RATE
+            first += batch
+            yield ()
+        return first
 
     def _all_at_once(self) -> Iterator[Iterable[tuple[Chunk, Row]]]:
         """Let the model's own library go through the whole recording, which is held in memory for it."""

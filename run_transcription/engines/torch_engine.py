@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import LogitsProcessorList
 
-from run_transcription import combinations
 from run_transcription.engines import alignment, beam, long_form
 from run_transcription.engines.choosing import Chooser
 from run_transcription.engines.features import LogMel
@@ -61,7 +60,6 @@ class TorchEngine:
 
     def check(self, decoding: Decoding) -> Decoding:
         """Return it with its languages as codes; raise Rejected (unsupported_option) where this model can't so."""
-        combinations.refuse_unused(decoding)
         if decoding.task == "translate" and "translate" not in self._tasks:
             raise self._refused("can't translate: use --task transcribe, or a multilingual model")
         if decoding.task == "translate" and self._pruned:
