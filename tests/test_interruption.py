@@ -97,9 +97,10 @@ def test_the_unit_expects_what_the_worker_does():
     (stop_seconds,) = re.findall(r"TRANSCRIBE_STOP_SECONDS=(\d+)", (root / "transcribe.env").read_text())
     farewell = 2 * service.SAVING_SECONDS + errands.POLL_ENDS_SECONDS
     assert (unit["Type"], unit["NotifyAccess"], unit["Restart"]) == ("notify", "main", "on-failure")
-    assert float(unit["WatchdogSec"]) > 2 * interruption.NOTICE_SECONDS + farewell
+    gone = farewell + service.LETTING_GO_SECONDS
+    assert float(unit["WatchdogSec"]) > 2 * interruption.NOTICE_SECONDS + gone
     assert float(unit["TimeoutStartSec"]) >= leases.STALL_SECONDS
-    assert float(unit["TimeoutStopSec"]) > float(stop_seconds) + farewell
+    assert float(unit["TimeoutStopSec"]) > float(stop_seconds) + gone
     assert farewell <= ec2.MARGIN
 
 
