@@ -212,6 +212,18 @@ def test_a_worker_has_exactly_one_source(arguments):
     assert "Give either --queue-url or --source" in outcome.output
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--visibility-timeout", "3600"), ("--idle-seconds", "nan"), ("--price-per-hour", "nan"), ("--stall-seconds", "0")],
+)
+def test_a_number_that_would_fail_later_is_refused(option, value):
+    """SQS hides a message for 12 h in all, so renewals for an hour would end in a lost one; nan is no number."""
+    outcome = CliRunner().invoke(worker.worker, ["--source", ".", option, value])
+    assert outcome.exit_code == 2
+    assert option in outcome.output
+    assert outcome.output.count("\n") == 1
+
+
 def test_a_worker_of_a_queue_is_told_its_buckets():
     """Whoever may send messages would else choose what the worker's role reads."""
     outcome = CliRunner().invoke(worker.worker, ["--queue-url", "http://127.0.0.1:1/q"])
