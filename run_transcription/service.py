@@ -27,7 +27,7 @@ STORING_SECONDS = 2.0  # kept for the upload of a result before a deadline
 SAVING_SECONDS = 5.0  # that an abandoned job's progress may take to be stored, and as long its messages
 LETTING_GO_SECONDS = 3.0  # that the group may take, behind them, to hear that its instance holds nothing
 SAVING_SHARE = 0.05  # of the time may go into saving progress
-SAVING_GUESS = 0.25  # seconds that the first saving of a job takes
+SAVING_GUESS = 0.1  # seconds that the first saving of a job takes
 
 log = logging.getLogger(__name__)
 
