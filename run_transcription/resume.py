@@ -25,8 +25,8 @@ class Progress:
         """Go on from what an earlier try has left at an address."""
         self.address = address
         self.before = before
-        self._seconds, self._rows = before.seconds, [*before.rows]  # those that are not written yet
-        self._lines: list[str] = []  # the others: each is written once, however often all are stored
+        self._seconds, self._rows = before.seconds, dict(before.rows)  # those that are not written yet
+        self._written: dict[Chunk, str] = {}  # the others: a row is written once, however often all are stored
         self._saved = len(self._rows)
         self._lock = threading.Lock()
 
@@ -44,18 +44,18 @@ class Progress:
         """Take in what a batch added."""
         with self._lock:
             self._seconds = max(self._seconds, advance.seconds)
-            self._rows += advance.rows
+            self._rows |= {chunk: row for chunk, row in advance.rows if chunk not in self._written}
 
     def save(self) -> None:
         """Store the rows, if there are new ones; a failure costs time on the next try, so it is only said."""
         with self._lock:
-            self._lines += [json.dumps([dataclasses.asdict(chunk), dataclasses.asdict(row)]) for chunk, row in self._rows]
-            self._rows = []
-            count = len(self._lines)
+            for chunk, row in self._rows.items():
+                self._written[chunk] = json.dumps([dataclasses.asdict(chunk), dataclasses.asdict(row)])
+            self._rows, count = {}, len(self._written)
             if count == self._saved:
                 return
             try:
-                text = f'{{"seconds": {json.dumps(self._seconds)}, "rows": [{", ".join(self._lines)}]}}'
+                text = f'{{"seconds": {json.dumps(self._seconds)}, "rows": [{", ".join(self._written.values())}]}}'
                 storage.store(self.address, text.encode())
             except TranscriptionError as error:
                 log.warning("%s", error)

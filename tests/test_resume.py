@@ -27,6 +27,7 @@ def test_what_was_finished_is_there_for_the_next_try(address):
     first.save()
     second = Progress(address, load(address))
     assert second.finished == dict(ROWS[:1])
+    second.add(Advance(10.0, ROWS[:1]))  # they come by again, and are still the same
     second.add(Advance(20.0, ROWS[1:]))
     second.save()
     assert load(address) == Advance(20.0, ROWS)
