@@ -24,6 +24,7 @@ from run_transcription import (
 )
 from run_transcription.assembly import Assembly
 from run_transcription.batches import Decoder
+from run_transcription.hearing import Heard
 from run_transcription.records import (
     SAMPLE_RATE,
     Advance,
@@ -38,7 +39,6 @@ from run_transcription.records import (
 from run_transcription.samples import clipped
 
 if TYPE_CHECKING:
-    from run_transcription.hearing import Heard
     from run_transcription.records import Samples
 
 AfterBatch = Callable[[Advance], None]

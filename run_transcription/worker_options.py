@@ -113,8 +113,6 @@ _OPTIONS = (
         "Longest time between two savings of a recording's progress; while they take little, each batch is saved.",
     ),
     _seconds("--stop-seconds", STOP_SECONDS, "Time that SIGTERM leaves the job in hand; then it is given back."),
-    click.option(
-        "--price-per-hour", type=Number(0), help="The instance's price, for what each job costs."
-    ),
+    click.option("--price-per-hour", type=Number(0), help="The instance's price, for what each job costs."),
     click.option("--notify-topic", metavar="ARN", help="SNS topic that hears of each finished or failed recording."),
 )

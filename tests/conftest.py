@@ -1,4 +1,4 @@
-"""What several test files use: emulated services, a stack of their own, a model that loads fast, a worker, a baked image."""
+"""What several test files use: emulated services, a stack, a model that loads fast, a worker, and a baked image."""
 
 from __future__ import annotations
 

@@ -214,7 +214,12 @@ def test_a_worker_has_exactly_one_source(arguments):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--visibility-timeout", "3600"), ("--idle-seconds", "nan"), ("--price-per-hour", "nan"), ("--stall-seconds", "0")],
+    [
+        ("--visibility-timeout", "3600"),
+        ("--idle-seconds", "nan"),
+        ("--price-per-hour", "nan"),
+        ("--stall-seconds", "0"),
+    ],
 )
 def test_a_number_that_would_fail_later_is_refused(option, value):
     """SQS hides a message for 12 h in all, so renewals for an hour would end in a lost one; nan is no number."""
