@@ -120,6 +120,16 @@ def test_the_watchdog_of_a_hanging_job_is_not_fed(manager):
         manager.recv(100)
 
 
+def test_a_manager_that_does_not_listen_holds_nobody_up(manager, caplog, monkeypatch):
+    """Whoever guards the end of a job can't wait for a queue that nobody reads."""
+    monkeypatch.setattr(interruption, "TELLING_SECONDS", 0.05)
+    for _ in range(1000):
+        interruption.tell_systemd("WATCHDOG=1")
+        if caplog.messages:
+            break
+    assert "systemd can't be told WATCHDOG=1" in caplog.text
+
+
 def test_without_systemd_nothing_is_told(monkeypatch, caplog):
     """Started by hand, there is nobody to tell; a manager that is gone is one line in the log."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)

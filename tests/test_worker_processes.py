@@ -14,7 +14,7 @@ from faults import speech
 from faults.imds import metadata
 from working import json_below, queue_of, rows_of, start_worker, wait_until
 
-from run_transcription import names, storage
+from run_transcription import ec2, names, storage
 from run_transcription.demo.emulator import make_stack
 from run_transcription.fast_transcribe import transcribe_file
 from run_transcription.records import Decoding, Job, ModelFacts
@@ -158,25 +158,26 @@ def told(manager):
 
 def test_a_spot_notice_ends_a_worker_and_gives_its_messages_back(stack, model, tmp_path, recording, manager):
     """Receiving stops; what can't end in time is visible again at once. systemd hears of all that."""
+    heard = []
     storage.upload(tone(tmp_path / "long.wav", 3000), f"s3://{stack.bucket}/uploads/long.wav")
     with metadata() as server:
-        said = {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 16))}
         variables = {"AWS_EC2_METADATA_DISABLED": "false", "AWS_EC2_METADATA_SERVICE_ENDPOINT": server.endpoint}
         arguments = (*queue_of(stack), "--model", model, "--batch-size", "1", "--save-seconds", "0")
         arguments += ("--no-vad",)  # a tone is no speech
         process = start_worker(*arguments, home=tmp_path / "home", NOTIFY_SOCKET=manager.getsockname(), **variables)
         try:
-            wait_until(lambda: rows_of(f"s3://{stack.bucket}") > 0, process)
-            server.facts["spot/instance-action"] = json.dumps(said)
+            wait_until(lambda: heard.extend(told(manager)) or rows_of(f"s3://{stack.bucket}") > 0, process)
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + ec2.MARGIN + 1))
+            server.facts["spot/instance-action"] = json.dumps({"action": "terminate", "time": at})
             _, log = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 0, log
     assert "a spot notice: terminate" in log
     assert counts(stack.queue_url) == (1, 0)
-    said = told(manager)
-    assert {b"READY=1", b"WATCHDOG=1"} <= set(said)
-    assert said[-1] == b"STOPPING=1"
+    heard += told(manager)
+    assert {b"READY=1", b"WATCHDOG=1"} <= set(heard)
+    assert heard[-1] == b"STOPPING=1"
 
 
 def test_a_job_that_hangs_is_given_back_and_the_worker_ends(stack, model, tmp_path, recording):
