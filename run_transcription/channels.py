@@ -42,9 +42,6 @@ class Recording(Protocol):
     def kept(self) -> tuple[int, ...] | None:
         """The channels that come out each by itself, counted from 0; None where they are mixed."""
 
-    def blocks(self) -> Iterator[Samples]:
-        """Yield float32 [samples], or [kept, samples]."""
-
 
 @contextmanager
 def opened(path: Path, channels: Channels, step: Callable[[], None] = lambda: None) -> Iterator[audio.AudioReader]:

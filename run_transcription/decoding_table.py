@@ -5,6 +5,7 @@ The command line, a job's `options`, a recording's metadata and `submit` all rea
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import replace
@@ -186,6 +187,7 @@ OPTIONS = (
 )
 
 
+@functools.cache
 def options() -> dict[str, tuple[click.Option, Callable[[Any], Any]]]:
     """Return by the name of its field each option that a recording may bring, and what adds it to a command."""
     found = {}

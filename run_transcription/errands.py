@@ -101,7 +101,7 @@ class Errand:
         with shift.lock:
             shift.open += 1
         self.folder = shift.folder / secrets.token_hex(8)
-        self.reader = ReadAhead(self._fetch, shift.heart.beat, lambda: self.decoding.channels)
+        self.reader = ReadAhead(self._fetch, shift.heart.beat, lambda: self.decoding)
 
     @property
     def known_job(self) -> Job:

@@ -49,6 +49,23 @@ def test_a_version_without_a_result_is_said(stack, root):
     assert run(stack, "--all").exit_code == 0
 
 
+def test_a_failure_is_shown_with_its_reason(stack, root):
+    """Who asks what became of a recording wants to know why; its address names bucket and key."""
+    storage.store(f"{root}/{KEY}", b"noise")
+    finish(root, KEY, FIRST, BAD)
+    done = CliRunner().invoke(find_results, [f"{root}/{KEY}"])
+    assert done.exit_code == 0
+    assert done.output.startswith("FAILED ")
+    assert done.output.endswith("not_audio: it holds no sound\n")
+
+
+def test_a_mistyped_key_is_told_from_a_recording_that_waits(stack):
+    """Nothing will ever come of it."""
+    done = CliRunner().invoke(find_results, ["talk.wav", "--bucket", stack.bucket])
+    assert done.exit_code == 1
+    assert f"there is no s3://{stack.bucket}/talk.wav, and no result of it" in done.output
+
+
 def test_results_outlive_their_recording(stack, root):
     """Of a recording that was removed the last upload's result is shown: by S3's sequence, not by time."""
     storage.store(f"{root}/{KEY}", b"sound")

@@ -76,6 +76,19 @@ def test_regions_do_not_depend_on_the_blocks(speech):
     assert heard(speech, [1, 7 * SAMPLE_RATE + 13, 60 * SAMPLE_RATE]) == heard(speech)
 
 
+def test_a_short_recording_is_not_filled_up():
+    """Half a second costs the detector half a second, not a strip of 16."""
+    seen = []
+
+    def detector(strips):
+        seen.append(strips.shape)
+        return np.zeros((len(strips), strips.shape[1] // vad.FRAME), np.float32)
+
+    heard(np.ones(SAMPLE_RATE // 2, np.float32), detector=detector)
+    heard(np.ones(40 * SAMPLE_RATE, np.float32), detector=detector)
+    assert seen == [(1, 16 * vad.FRAME), (3, vad.STRIP)]
+
+
 def test_a_quiet_recording_has_no_regions():
     """Nobody speaks in nothing, and nothing is no error."""
     assert heard(np.zeros(0, np.float32)) == []
