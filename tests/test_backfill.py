@@ -169,6 +169,21 @@ def test_a_manifest_is_taken_line_by_line(deployed, calls, tmp_path):
     assert rest.addresses == (f"{calls}c",)
 
 
+def test_a_manifest_says_of_how_many_and_what_is_gone(deployed, calls, tmp_path, monkeypatch):
+    """What is gone never gets a result: it is counted apart, so that the count comes to an end."""
+    monkeypatch.setattr(stacks, "find", lambda *_: deployed)
+    manifest = tmp_path / "calls.txt"
+    manifest.write_text(f"{calls}done.wav\n\n{calls}open.wav\n{calls}gone.wav\n")
+    put(f"{calls}done.wav", f"{calls}open.wav")
+    finish(deployed, "done.wav")
+    counted, sent = (
+        CliRunner().invoke(backfill.backfill, ["--manifest", str(manifest), "--region", REGION, *more])
+        for more in (["--count"], [])
+    )
+    assert counted.stdout == "1 of 3 done, 1 gone: no such object\n"
+    assert "2 sent, 1 passed over, of 3\n" in sent.stderr
+
+
 @pytest.mark.parametrize("line", ["a.wav", "s3://", "s3://bucket", "s3:///key", "\udcff"])
 def test_a_line_that_is_no_address_is_named(tmp_path, line):
     """Nothing of its page is sent."""

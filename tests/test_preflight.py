@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import boto3
 import pytest
@@ -13,7 +14,7 @@ from emulated_group import ANSWERS, IMAGE, WANTED, a_group, answering
 from permissions import GROUP, REGION
 
 from run_transcription import __main__ as program
-from run_transcription import aws, fleet, fleet_report, preflight, status
+from run_transcription import aws, fleet, fleet_report, preflight, stacks, status
 from run_transcription.demo.emulator import clean_environment, environment
 from run_transcription.errors import TranscriptionError
 
@@ -102,6 +103,24 @@ def test_without_credentials_that_is_the_first_line(command):
     assert done.stderr == "Error: nothing was done: see credentials above\n"
 
 
+@pytest.mark.parametrize("region", ["eu-wset-1", "eu-west-1a"])
+def test_a_region_that_is_nowhere_is_said_before_anything_is_asked(account, region, monkeypatch):
+    """A slip of the pen, or a zone: calls to it would be tried for many seconds."""
+    monkeypatch.setattr(socket, "getaddrinfo", _no_such_name)
+    for command in ("status", "deploy"):
+        done = CliRunner().invoke(program.main, [command, "--region", region])
+        assert done.output == f"Error: there is no region {region}: did you mean eu-west-1?\n"
+
+
+def test_a_region_that_has_an_address_is_believed(emulator):
+    """One that is newer than boto3, or an emulator's."""
+    assert stacks.require_region("local-1") == "local-1"
+
+
+def _no_such_name(*_):
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
 def test_credentials_are_told_with_their_account(account):
     """Whose account it is stands in the first line."""
     check = preflight.credentials(REGION)
@@ -117,10 +136,26 @@ def test_status_tells_instances_hours_and_cost(account, monkeypatch):
     assert report.wanted == 2
     text = "\n".join(status.lines(report))
     assert "instances  2 of 2 wanted" in text
+    assert f"so far     {report.hours:.1f} hours of these instances, ${report.cost:.2f}\n" in text
     monkeypatch.setattr(fleet, "prices", _refuse)
     unknown = fleet_report.make(account, datetime(2100, 1, 1, tzinfo=UTC))
     assert unknown.cost is None
     assert "the cost is unknown: not allowed" in "\n".join(status.lines(unknown))
+
+
+def test_status_has_the_hours_of_instances_that_have_ended(account):
+    """The group counts its instances each minute: two for an hour and a half are three hours, long after they ended."""
+    metric = {
+        "MetricName": "GroupInServiceInstances",
+        "Dimensions": [{"Name": "AutoScalingGroupName", "Value": GROUP}],
+        "Value": 2.0,
+    }
+    began = datetime(2099, 12, 10, tzinfo=UTC)
+    counts = [metric | {"Timestamp": began + timedelta(minutes=minute)} for minute in range(90)]
+    boto3.client("cloudwatch").put_metric_data(Namespace="AWS/AutoScaling", MetricData=counts)
+    report = fleet_report.make(account, datetime(2100, 1, 1, tzinfo=UTC))
+    assert report.month_hours == pytest.approx(3.0)
+    assert "30 days    3.0 instance hours in service" in "\n".join(status.lines(report))
 
 
 def test_status_says_which_alarms_stand_and_why(account):
