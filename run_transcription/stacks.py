@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 
@@ -42,31 +40,24 @@ class Stack:
 
 
 def require_region(region: str | None) -> str:
-    """Return the region that is meant: the one given, else the configured one; raises TranscriptionError."""
+    """Return the region that is meant, the one given, else the configured one.
+
+    Raises TranscriptionError where there is none, or none of that name.
+    """
     import boto3
 
-    session = boto3.Session()
-    found = region or session.region_name
+    with aws.plainly("find the region"):
+        session = boto3.Session()
+        found = region or session.region_name
+        places = [session.get_available_regions("cloudformation", each) for each in session.get_available_partitions()]
     if not found:
         raise TranscriptionError("no region is given or configured: add --region, or set AWS_DEFAULT_REGION")
-    places = (session.get_available_regions("cloudformation", each) for each in session.get_available_partitions())
     known = sorted(name for names in places for name in names)
-    if found not in known and not _is_somewhere(found):
+    if found not in known:  # calls to it would be tried for many seconds
         near = difflib.get_close_matches(found, known, 1)
-        raise TranscriptionError(f"there is no region {found}{f': did you mean {near[0]}?' if near else ''}")
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise TranscriptionError(f"--region {found}: AWS has no region of that name{hint}")
     return str(found)
-
-
-def _is_somewhere(region: str) -> bool:
-    """Tell whether a region that boto3 does not know has an address: a new one has, and so has an emulator's.
-
-    Calls to one that has none would be tried for many seconds.
-    """
-    host = urlsplit(aws.client("cloudformation", region).meta.endpoint_url).hostname
-    try:
-        return bool(socket.getaddrinfo(host, None))
-    except OSError:
-        return False
 
 
 def find(name: str, region: str) -> Stack:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +13,7 @@ from emulated_group import ANSWERS, IMAGE, WANTED, a_group, answering
 from permissions import GROUP, REGION
 
 from run_transcription import __main__ as program
-from run_transcription import aws, fleet, fleet_report, preflight, stacks, status
+from run_transcription import aws, fleet, fleet_report, preflight, status
 from run_transcription.demo.emulator import clean_environment, environment
 from run_transcription.errors import TranscriptionError
 
@@ -104,21 +103,20 @@ def test_without_credentials_that_is_the_first_line(command):
 
 
 @pytest.mark.parametrize("region", ["eu-wset-1", "eu-west-1a"])
-def test_a_region_that_is_nowhere_is_said_before_anything_is_asked(account, region, monkeypatch):
+def test_a_region_that_is_nowhere_is_said_before_anything_is_asked(account, region):
     """A slip of the pen, or a zone: calls to it would be tried for many seconds."""
-    monkeypatch.setattr(socket, "getaddrinfo", _no_such_name)
     for command in ("status", "deploy"):
         done = CliRunner().invoke(program.main, [command, "--region", region])
-        assert done.output == f"Error: there is no region {region}: did you mean eu-west-1?\n"
+        assert done.exit_code == 1
+        assert done.output == f"Error: --region {region}: AWS has no region of that name: did you mean eu-west-1?\n"
 
 
-def test_a_region_that_has_an_address_is_believed(emulator):
-    """One that is newer than boto3, or an emulator's."""
-    assert stacks.require_region("local-1") == "local-1"
-
-
-def _no_such_name(*_):
-    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+def test_an_unknown_profile_is_one_line(monkeypatch):
+    """It is found out before there is a client that could say so."""
+    monkeypatch.setenv("AWS_PROFILE", "nobodys")
+    done = CliRunner().invoke(program.main, ["status"])
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert "there is no such profile: see AWS_PROFILE" in done.output
 
 
 def test_credentials_are_told_with_their_account(account):

@@ -212,6 +212,7 @@ def look_after(found):
     first, second = (line.split()[0] for line in found.said["dlq"].splitlines())
     found.said["dlq show"] = run("dlq", "show", first).stdout
     run("dlq", "redrive", first)
+    found.said["dlq refusal"] = run("dlq", "drop", "--all", status=1).stderr  # nobody answers
     run("dlq", "drop", second, "--yes")
     found.said["dlq left"] = run("dlq", "list").output
     found.said["dlq none"] = run("dlq", "redrive", "--all").output + run("dlq", "drop", "--all").output
@@ -320,6 +321,7 @@ def test_dead_letters_are_listed_shown_sent_again_and_dropped(life):
     """Poison stands there with its reason, until a person says what becomes of it."""
     assert life.said["dlq"].count("unreadable: ") == 2
     assert json.loads(life.said["dlq show"]) == {"what": "is this"}
+    assert life.said["dlq refusal"].startswith("delete 1 of 1 messages for good? [y/N]: ")
     assert life.said["dlq left"] == "there are no dead letters\n"
     assert life.said["dlq none"] == 2 * life.said["dlq left"]  # and nobody is asked
 
