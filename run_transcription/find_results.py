@@ -34,15 +34,17 @@ def find_results(  # noqa: PLR0913 - one parameter for each option
 ) -> None:
     """Show what workers have made of a recording.
 
-    That is what became of the newest version of the recording KEY. Prints a line for each: status, version, when it
-    was written, the address of its json, and why where it failed. The exit status is 1 where the newest version has no
-    result yet.
+    That is what became of the newest version of the recording KEY, or s3://BUCKET/KEY. Prints a line for each: status,
+    version, when it was written, the address of its json, and why where it failed. The exit status is 1 where the
+    newest version has no result yet.
 
     \b
     Examples:
       run-transcription results uploads/talk.mp3
-      run-transcription results calls/a.mp3 --bucket my-calls
+      run-transcription results s3://my-calls/calls/a.mp3
     """
+    if storage.is_s3(key):
+        bucket, key = storage.split_object(key)
     if bucket is None:
         bucket = stacks.find(name, stacks.require_region(region)).bucket
         output = output or f"{storage.SCHEME}{bucket}"

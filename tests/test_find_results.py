@@ -70,8 +70,9 @@ def test_an_attached_buckets_results_are_found_in_the_stacks_own(stack, root, mo
     moved = theirs.replace("s3://talks", root)
     storage.store(moved, storage.read(theirs))
     storage.remove(theirs)
-    done = CliRunner().invoke(find_results, [KEY, "--bucket", "talks", "--all"])
-    assert [line.split(" ", 3)[3] for line in done.stdout.splitlines()] == [moved]
+    for named in ([f"s3://talks/{KEY}"], [KEY, "--bucket", "talks"]):
+        done = CliRunner().invoke(find_results, [*named, "--all"])
+        assert [line.split(" ", 3)[3] for line in done.stdout.splitlines()] == [moved]
     assert [line.split(" ", 3)[3] for line in run(stack, "--all").stdout.splitlines()] == [own]
     storage.remove_bucket("talks")
 

@@ -129,8 +129,10 @@ def test_what_batch_imports_is_exported(template):
     imported = set(re.findall(r"Fn::ImportValue': {'Fn::Sub': '([^']+)'", str(batch)))
     assert {name.replace("${Stack}", "${AWS::StackName}") for name in imported} == exported
     (definition,) = [each for each in batch["Resources"].values() if each["Type"] == "AWS::Batch::JobDefinition"]
-    told = {each["Name"] for each in definition["Properties"]["ContainerProperties"]["Environment"]}
-    assert {"TRANSCRIBE_QUEUE_URL", "TRANSCRIBE_OUTPUT_DIR"} <= told
+    container = definition["Properties"]["ContainerProperties"]
+    assert {"TRANSCRIBE_QUEUE_URL", "TRANSCRIBE_OUTPUT_DIR"} <= {each["Name"] for each in container["Environment"]}
+    log = container["LogConfiguration"]["Options"]["awslogs-group"]["Fn::Sub"].replace("${Stack}", "${AWS::StackName}")
+    assert {"Fn::Sub": log} == template["Resources"]["LogGroup"]["Properties"]["LogGroupName"]
 
 
 def test_the_bucket_is_private_versioned_and_encrypted(resources):
