@@ -72,7 +72,7 @@ def backfill(  # noqa: PLR0913 - one parameter for each option
     """Have everything transcribed that lies in a bucket already.
 
     What has a result or a failure is passed over. Workers do this while no new recordings wait. An interrupted run
-    goes on where it ended. Of how many it is, only a manifest says: a prefix is listed as it goes.
+    goes on where it ended. It says of how many with a manifest; a prefix is listed as it goes, and --count counts it.
 
     \b
     Examples:
