@@ -217,7 +217,7 @@ def look_after(found):
     found.said["dlq left"] = run("dlq", "list").output
     found.said["dlq none"] = run("dlq", "redrive", "--all").output + run("dlq", "drop", "--all").output
     found.said["logs"] = run("logs").output
-    found.said["no logs"] = run("logs", "--filter", '{ $.failed = 1 }').output
+    found.said["no logs"] = run("logs", "--filter", "{ $.failed = 1 }").output
 
 
 def hears_of(key):
