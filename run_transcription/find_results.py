@@ -58,7 +58,7 @@ def find_results(  # noqa: PLR0913 - one parameter for each option
         click.echo(options.one_line(f"{line} {one.error}" if one.error else line))
     if not newest and not (every and found):
         hint = " (--all shows those of older versions)" if found else ""
-        raise TranscriptionError(f"{recording} has no result in {output} yet, or is gone{hint}")
+        raise TranscriptionError(f"{recording} has no result yet in {output}, or is gone{hint}")
 
 
 def _output_of(bucket: str, name: str, region: str | None) -> str:
