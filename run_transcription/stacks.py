@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,20 +45,23 @@ def require_region(region: str | None) -> str:
 
     Raises TranscriptionError where there is none, or none of that name.
     """
-    import boto3
-
     with aws.plainly("find the region"):
-        session = boto3.Session()
-        found = region or session.region_name
-        places = [session.get_available_regions("cloudformation", each) for each in session.get_available_partitions()]
+        found = region or aws.session().region_name
     if not found:
         raise TranscriptionError("no region is given or configured: add --region, or set AWS_DEFAULT_REGION")
-    known = sorted(name for names in places for name in names)
-    if found not in known:  # calls to it would be tried for many seconds
-        near = difflib.get_close_matches(found, known, 1)
+    if found not in _regions():  # calls to it would be tried for many seconds
+        near = difflib.get_close_matches(found, _regions(), 1)
         hint = f": did you mean {near[0]}?" if near else ""
         raise TranscriptionError(f"--region {found}: AWS has no region of that name{hint}")
     return str(found)
+
+
+@functools.cache
+def _regions() -> tuple[str, ...]:
+    """Return the regions that boto3 knows."""
+    session = aws.session()
+    places = (session.get_available_regions("cloudformation", each) for each in session.get_available_partitions())
+    return tuple(name for names in places for name in names)
 
 
 def find(name: str, region: str) -> Stack:

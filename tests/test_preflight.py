@@ -111,10 +111,10 @@ def test_a_region_that_is_nowhere_is_said_before_anything_is_asked(account, regi
         assert done.output == f"Error: --region {region}: AWS has no region of that name: did you mean eu-west-1?\n"
 
 
-def test_an_unknown_profile_is_one_line(monkeypatch):
+def test_an_unknown_profile_is_one_line():
     """It is found out before there is a client that could say so."""
-    monkeypatch.setenv("AWS_PROFILE", "nobodys")
-    done = CliRunner().invoke(program.main, ["status"])
+    with environment(clean_environment() | dict.fromkeys(FILES, os.devnull) | {"AWS_PROFILE": "nobodys"}):
+        done = CliRunner().invoke(program.main, ["status"])
     assert (done.exit_code, done.output.count("\n")) == (1, 1)
     assert "there is no such profile: see AWS_PROFILE" in done.output
 

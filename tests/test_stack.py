@@ -81,18 +81,22 @@ def life(emulator, patched, tmp_path_factory):
     patched.setattr(changes, "PAUSES", (0.05,))
     patched.setattr(dead_letters, "POLL_SECONDS", 0)  # the emulator has one server, which knows all
     topic = have_an_account()
-    with permissions.recorded(patched) as found.calls["deployer"]:
-        make(found, topic)
-    stack = stacks.find(NAME, permissions.REGION)
-    read_policies(found, stack)
-    put_recordings(found, stack)
-    with permissions.recorded(patched) as calls:
-        run("submit", found.folder / "talk.wav", "--bucket", BUCKET)
-        run("backfill", "s3://calls/old/")
-        run("backfill", f"s3://{BUCKET}/uploads/")
-        found.said["nothing to send"] = run("backfill", "s3://calls/nothing/", status=1).stderr
-    found.calls["operator"] = set(calls)
-    found.calls["worker"] = work(found, stack, topic, patched) | calls_of_an_instance(patched)
+    files = [found.folder / f"calls-{number}.json" for number in range(2)]
+    with recorded_program.started(files) as workers:  # which import while the stack is made
+        with permissions.recorded(patched) as found.calls["deployer"]:
+            make(found, topic)
+        stack = stacks.find(NAME, permissions.REGION)
+        read_policies(found, stack)
+        put_recordings(found, stack)
+        with permissions.recorded(patched) as calls:
+            run("submit", found.folder / "talk.wav", "--bucket", BUCKET)
+            run("backfill", "s3://calls/old/")
+            run("backfill", f"s3://{BUCKET}/uploads/")
+            found.said["nothing to send"] = run("backfill", "s3://calls/nothing/", status=1).stderr
+        found.calls["operator"] = set(calls)
+        found.calls["worker"] = give_back(stack, patched) | calls_of_an_instance(patched)
+        work(found, stack, topic, workers)
+    found.calls["worker"] |= set().union(*(recorded_program.calls_in(file) for file in files))
     write_log(stack)
     with permissions.recorded(patched) as calls:
         look_after(found)
@@ -171,11 +175,16 @@ def put_recordings(found, stack):
         aws.sqs().send_message(QueueUrl=stack.live_url, MessageBody=json.dumps({"what": "is this"}))
 
 
-def work(found, stack, topic, patched):
-    """Let two worker processes do all there is, told what to do by the template's user data; return their calls."""
+def give_back(stack, patched):
+    """Do what a worker does that is told to stop; return its calls."""
     aws.sqs().send_message(QueueUrl=stack.backfill_url, MessageBody='{"bucket": "calls", "key": "in/later.wav"}')
     with permissions.recorded(patched) as calls:
-        sources.SqsSource(stack.backfill_url).receive().release()  # as a worker does that is told to stop
+        sources.SqsSource(stack.backfill_url).receive().release()
+    return set(calls)
+
+
+def work(found, stack, topic, workers):
+    """Let the worker processes do all there is, told what to do by the template's user data."""
     names = user_data.NAMES | {"LiveQueue": stack.live_url, "BackfillQueue": stack.backfill_url, "Bucket": BUCKET}
     (told, *_) = yaml.safe_load(user_data.text(names, topic, ("calls",)))["write_files"]
     model = tiny_whisper.make(found.folder / "tiny")
@@ -183,15 +192,10 @@ def work(found, stack, topic, patched):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSCRIBE_")}
     environment |= user_data.environment(told["content"])
     environment |= {"TRANSCRIBE_HOME": str(found.folder / "home"), "OMP_NUM_THREADS": "1"}
-    files = [found.folder / f"calls-{number}.json" for number in range(2)]
-    workers = [recorded_program.start(file, "worker", *options, environment=environment) for file in files]
-    try:
-        said = [worker.communicate(timeout=300)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
+    for worker in workers:
+        recorded_program.tell(worker, "worker", *options, environment=environment)
+    said = [worker.communicate(timeout=300)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said
-    return set(calls).union(*(recorded_program.calls_in(file) for file in files))
 
 
 def write_log(stack):
