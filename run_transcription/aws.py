@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ IN_OUR_WORDS = {
 }
 
 
+_making = threading.Lock()  # threads may share a client, but not the session that makes it
+
+
 def s3() -> S3Client:
     """Return this process's S3 client; threads may share it."""
     client: S3Client = _client("s3", None)
@@ -52,6 +56,15 @@ def client(service: str, region: str | None = None) -> Any:
 def forget_clients() -> None:
     """Make clients anew from here on: each keeps the endpoint and the credentials that it was made with."""
     _client.cache_clear()
+    session.cache_clear()
+
+
+@functools.cache
+def session() -> Any:
+    """Return this process's session, which reads what boto3 knows of regions and services once for all clients."""
+    import boto3
+
+    return boto3.Session()
 
 
 @contextmanager
@@ -113,7 +126,6 @@ def _client(service: str, region: str | None) -> Any:
 
     boto3 honours AWS_ENDPOINT_URL by itself.
     """
-    import boto3
     from botocore.config import Config
 
     config = Config(
@@ -122,8 +134,8 @@ def _client(service: str, region: str | None) -> Any:
         retries={"mode": "standard", "total_max_attempts": 5},
         max_pool_connections=20,
     )
-    with plainly(f"reach {service.upper()}"):
+    with plainly(f"reach {service.upper()}"), _making:
         try:
-            return boto3.Session().client(service, region_name=region, config=config)  # type: ignore[call-overload]
+            return session().client(service, region_name=region, config=config)
         except ValueError as error:  # botocore says so of an endpoint that is no URL
             raise TranscriptionError(f"cannot reach {service.upper()}: {error}") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from run_transcription import aws, messages, options, stacks
+from run_transcription import aws, display, messages, options, stacks
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HOLD_SECONDS = 120  # messages are hidden from others while they are looked at
 POLL_SECONDS = 1
 AT_ONCE = 10
+NONE = "there are no dead letters"
 
 all_option = click.option("--all", "every", is_flag=True, allow_from_autoenv=False, help="All that are there now.")
 
@@ -58,6 +59,8 @@ def list_letters(name: str, region: str | None) -> None:
     with held(stack) as letters:
         for letter in letters:
             click.echo(options.one_line(f"{letter.id}  {letter.sent}  {letter.reason}  {letter.about}"))
+    if not letters:
+        display.say(NONE)
 
 
 @dlq.command("show", cls=options.Command)
@@ -98,8 +101,11 @@ def drop(ids: tuple[str, ...], name: str, region: str | None, *, every: bool, ye
     """Delete messages for good; their recordings stay in the bucket."""
     _require_choice(ids, every=every)
     stack = stacks.find(name, stacks.require_region(region))
-    if not yes and not click.confirm(f"delete {'all messages' if every else len(ids)} for good?", err=True):
-        raise TranscriptionError("nothing was done")
+    if not yes:  # what comes while a person thinks is not meant
+        with held(stack) as letters:
+            ids, every = tuple(letter.id for letter in _chosen(letters, ids, every=every)), False
+        if ids and not click.confirm(f"delete {len(ids)} of {len(letters)} messages for good?", err=True):
+            raise TranscriptionError("nothing was done")
     _finish(stack, ids, lambda _letter: None, every=every, deed="deleted")
 
 
@@ -156,8 +162,11 @@ def _chosen(letters: list[Letter], ids: tuple[str, ...], *, every: bool) -> list
 def _finish(stack: Stack, ids: tuple[str, ...], act: Callable[[Letter], None], *, every: bool, deed: str) -> None:
     """Do something with messages, and delete each once that is done."""
     with held(stack) as letters:
-        for letter in _chosen(letters, ids, every=every):
+        chosen = _chosen(letters, ids, every=every)
+        for letter in chosen:
             with aws.plainly(f"finish the message {letter.id}"):
                 act(letter)
                 aws.sqs(stack.region).delete_message(QueueUrl=stack.dead_letter_url, ReceiptHandle=letter.receipt)
             click.echo(f"{letter.id} {deed}")
+    if not chosen:
+        display.say(NONE)

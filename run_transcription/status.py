@@ -29,7 +29,7 @@ def status(name: str, region: str | None, *, watch: bool, as_json: bool) -> None
     """Say how the stack is doing.
 
     Queues, alarms that stand, instances, their image, what they have done in the last hour, launches that failed in
-    EC2's own words, and what the instances that run have cost so far.
+    EC2's own words, hours and cost of the instances that are there, and the hours of all in the last 30 days.
 
     \b
     Example:
@@ -74,6 +74,7 @@ def lines(report: Report) -> Iterator[str]:
     for launch in report.failed_launches:
         yield f"no launch  {launch.at} {launch.reason}"
     cost = "unknown" if report.cost is None else f"${report.cost:.2f}"
-    yield f"so far     {report.hours:.1f} instance hours, {cost}"
+    yield f"so far     {report.hours:.1f} hours of these instances, {cost}"
+    yield f"30 days    {report.month_hours:.1f} instance hours in service, with those that have ended"
     for warning in report.warnings:
         yield f"warning    {warning}"

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 from test_submit import BAD, FIRST, SECOND, finish
 
-from run_transcription import aws, results, storage
+from run_transcription import aws, results, stacks, storage
 from run_transcription.find_results import find_results
 from run_transcription.results import Found, newest
 
@@ -36,6 +36,7 @@ def test_the_newest_versions_result_is_shown(stack, root):
     assert shown.count("\n") == 1
     said = run(stack, "--all").output
     assert all(address in said for address in (newer, older, failed))
+    assert f"{failed} {BAD.code}: {BAD.message}\n" in said
 
 
 def test_a_version_without_a_result_is_said(stack, root):
@@ -72,6 +73,25 @@ def test_results_outlive_their_recording(stack, root):
     address = finish(root, KEY)
     aws.s3().delete_object(Bucket=stack.bucket, Key=KEY)
     assert address in run(stack).output
+
+
+def test_an_attached_buckets_results_are_found_in_the_stacks_own(stack, root, monkeypatch):
+    """Nobody needs to say where; the stack's own recording of the same key has a result of its own."""
+    described = ("s", "us-east-1", "", "", stack.bucket, "", "", "", "", "", None, "", ("talks",))
+    monkeypatch.setattr(stacks, "find", lambda *_: stacks.Stack(*described))
+    aws.s3().create_bucket(Bucket="talks")
+    for bucket in ("talks", stack.bucket):
+        storage.store(f"s3://{bucket}/{KEY}", b"sound")
+    own = finish(root, KEY)
+    theirs = finish("s3://talks", KEY, SECOND)
+    moved = theirs.replace("s3://talks", root)
+    storage.store(moved, storage.read(theirs))
+    storage.remove(theirs)
+    for named in ([f"s3://talks/{KEY}"], [KEY, "--bucket", "talks"]):
+        done = CliRunner().invoke(find_results, [*named, "--all"])
+        assert [line.split(" ", 3)[3] for line in done.stdout.splitlines()] == [moved]
+    assert [line.split(" ", 3)[3] for line in run(stack, "--all").stdout.splitlines()] == [own]
+    storage.remove_bucket("talks")
 
 
 def test_sequencers_are_compared_as_s3_says():
