@@ -275,12 +275,14 @@ def test_the_newest_images_stay(region, ec2):
 
 
 def test_what_no_bake_has_finished_is_shown_and_goes(region, ec2):
-    """It is none of those that are kept, and it goes once no bake can still be at it."""
+    """It is none of those that are kept, no bake starts from it, and it goes once no bake can still be at it."""
     assert run(region, "list").output == f"there is no image of a bake in {region}\n"
     good, unfinished = make_images(ec2, 2)
     ec2.delete_tags(Resources=[unfinished], Tags=[{"Key": images.STATE}])
     lines = {line.split()[0]: line for line in run(region, "list").output.splitlines()}
     assert {image: "  not finished  " in line for image, line in lines.items()} == {good: False, unfinished: True}
+    ec2.create_tags(Resources=[unfinished], Tags=[{"Key": images.LAYER, "Value": "layer"}])
+    assert images.reusable(region, "layer") is None
     found = {each["id"]: each["finished"] for each in json.loads(run(region, "list", "--json").output)}
     assert found == {good: True, unfinished: False}
     assert run(region, "gc", "--keep", "1").output == "nothing to remove\n"
