@@ -89,6 +89,14 @@ def test_a_window_over_a_change_is_cut_again(engine):
     assert len(wrong) <= 1
 
 
+def test_shorter_chunks_part_two_languages_in_one_window(engine):
+    """A recording of a single window is in one language; with shorter ones each part is in its own."""
+    samples = np.concatenate([heard(name)[: 8 * SAMPLE_RATE] for name in ("call-signs.mp3", "ziffern.m4a")])
+    for seconds, languages_ in ((30, ["en"]), (10, ["en", "de"])):
+        found, _ = direct_transcribe.transcribe([samples], engine, Decoding(chunk_length=seconds))
+        assert [*dict.fromkeys(segment.language for segment in found.segments)] == languages_
+
+
 def test_changes_are_found_across_silence():
     """A window without speech has no language, and parts nothing."""
     assert languages.at_changes(["en", "en", None, "de", "de", None]) == {1, 3}
