@@ -34,9 +34,9 @@ def find_results(  # noqa: PLR0913 - one parameter for each option
 ) -> None:
     """Show what workers have made of a recording.
 
-    That is what became of the newest version of the recording KEY, or s3://BUCKET/KEY. Prints a line for each: status,
-    version, when it was written, the address of its json, and why where it failed. The exit status is 1 where the
-    newest version has no result yet.
+    That is what became of the newest version of the recording KEY, for which its s3:// address may stand too. Prints a
+    line for each: status, version, when it was written, the address of its json, and why it failed. The exit status is
+    1 where the newest version has no result yet.
 
     \b
     Examples:
@@ -45,7 +45,7 @@ def find_results(  # noqa: PLR0913 - one parameter for each option
     """
     if storage.is_s3(key):
         bucket, key = storage.split_object(key)
-    if bucket is None:
+    elif bucket is None:
         bucket = stacks.find(name, stacks.require_region(region)).bucket
         output = output or f"{storage.SCHEME}{bucket}"
     recording = f"{storage.SCHEME}{bucket}/{key}"
@@ -55,15 +55,13 @@ def find_results(  # noqa: PLR0913 - one parameter for each option
     version = storage.version(recording)
     newest = results.newest(found, version)
     for one in found if every else newest:
-        line = f"{one.status} {one.version} {one.written} {one.address}"
-        click.echo(options.one_line(f"{line} {one.error}" if one.error else line))
+        why = f" {one.error}" if one.error else ""
+        click.echo(options.one_line(f"{one.status} {one.version} {one.written} {one.address}{why}"))
     if not found and version is None:
-        raise TranscriptionError(
-            f"there is no {recording}, and no result of it in {output}: give a key as submit prints it"
-        )
+        raise TranscriptionError(f"there is no {recording}, and no result of it: give a key as submit prints it")
     if not newest and not (every and found):
-        hint = " (--all shows those of older versions)" if found else ""
-        raise TranscriptionError(f"{recording} has no result yet in {output}{hint}")
+        older = ": --all shows those of older versions" if found else f" in {output}"
+        raise TranscriptionError(f"{recording} has no result yet{older}")
 
 
 def _output_of(bucket: str, name: str, region: str | None) -> str:
