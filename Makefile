@@ -16,8 +16,8 @@ DEPLOY_ARGS ?=
 # pinned, and in a folder of its own: it brings a hundred packages, which nothing else needs
 CHECKOV := checkov==3.3.30
 # programs, each with the Debian package that brings it: shellcheck is for the scripts, espeak-ng speaks for the demo
-# model's training, packer, sshd and systemd-analyze are for the image
-TOOLS := espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server systemd-analyze:systemd
+# model's training, packer, sshd and systemd-analyze are for the image, chromium opens the transcript viewer
+TOOLS := chromium:chromium espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server systemd-analyze:systemd
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo ami deploy test lint check audit format bench faults summary demo-model-card lock tools clean
@@ -50,19 +50,21 @@ lint: setup ## ruff, mypy --strict, import layers, shellcheck
 
 check: lint test ## lint and test
 
-audit: setup ## checkov on the templates; each exception stands there with its reason
+audit: setup ## checkov on templates and Dockerfile; each exception stands there with its reason
 	@[ -x build/checkov/bin/checkov ] || $(PYTHON) -m venv build/checkov
 	@build/checkov/bin/pip install --quiet --disable-pip-version-check $(CHECKOV)
-	@build/checkov/bin/checkov --file infra/stack.yaml --file infra/batch.yaml --compact --quiet --skip-download
+	@build/checkov/bin/checkov --file infra/stack.yaml --file infra/batch.yaml --file infra/Dockerfile --compact --quiet --skip-download
 
 format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: setup ## measure loading and quality beside their peers, with records in benchmarks/results; 20 GB of disk, two hours
+bench: setup ## measure loading, a backfill, quality and words beside their peers, with records in benchmarks/results; 20 GB of disk, two hours
 	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
 	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
+	@$(BIN)/python benchmarks/backfill.py
 	@$(BIN)/python benchmarks/quality.py
+	@$(BIN)/python benchmarks/words.py
 	@$(MAKE) --no-print-directory summary
 
 faults: setup ## kill, stop and starve workers while everything around them fails, and count; ten minutes

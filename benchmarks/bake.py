@@ -1,4 +1,4 @@
-"""Measure a bake by its steps: the first one, and one that starts from its image.
+"""Measure a bake by its steps: the first one, and one that starts from its image; then a boot of the image.
 
 usage: python benchmarks/bake.py [ROUNDS]       (as root, with packer and sshd: make tools; three rounds, all kept)
 """
@@ -13,60 +13,58 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import boto3
 import common
-from baking import REGION, bakery, pin, report
+from baking import bakery, report
+from booting import boot
 from emulated_ec2 import account
 from isolated_machine import machine
 
+from run_transcription import demo
+from run_transcription.demo.emulator import emulated, make_stack
+
 ROUNDS = 3
 SHORTEST = 0.1  # seconds: a step that never takes as long has no row
+RECORDING = Path(demo.__file__).parent / "recordings" / "night-watch.ogg"
+PACKAGES = ("torch", "transformers", "moto")
 
 
 def main() -> None:
-    """Bake twice in each round, the second time from the first one's image, and write the record."""
+    """Bake twice in each round, the second time from the first one's image, boot that, and write the records."""
     rounds = int(sys.argv[1]) if sys.argv[1:] else ROUNDS
-    taken: dict[tuple[str, str], list[float]] = defaultdict(list)
+    steps: dict[tuple[str, str], list[float]] = defaultdict(list)
+    moments: dict[str, list[float]] = defaultdict(list)
     loads, reused = [], []
     for _ in range(rounds):
-        loads.append(round(os.getloadavg()[0], 2))  # others on the machine lengthen a step as nothing else does
-        first, again = one_round()
+        loads.append(round(os.getloadavg()[0], 2))
+        first, again, timeline = one_round()
         reused.append(again["reused_image"] == first["ami"])
         for name, made in (("first", first), ("again", again)):
             for step, seconds in (*made["seconds"].items(), ("all", made["total_seconds"])):
-                taken[name, step].append(seconds)
+                steps[name, step].append(seconds)
+        for moment, seconds in timeline.items():
+            moments[moment].append(seconds)
+    shared = {"model": "demo", "dtype": "float32", "rounds": rounds, "load_at_start": loads, "threads": 1}
+    baked = shared | {"reused": reused, "state_bytes": first["state"]["size"], "packer": first["packer"]}
     rows = [
         common.row({"bake": name, "step": step}, seconds)
-        for (name, step), seconds in taken.items()
+        for (name, step), seconds in steps.items()
         if max(seconds) >= SHORTEST
     ]
-    conditions = {
-        "model": "demo",
-        "dtype": "float32",
-        "rounds": rounds,
-        "load_at_start": loads,
-        "reused": reused,
-        "state_bytes": first["state"]["size"],
-        "packer": first["packer"],
-        "threads": 1,
-    }
-    made = common.record("bake", conditions, rows, [], ("torch", "transformers", "moto"))
-    print(common.write(made, None, quick=False))
+    print(common.write(common.record("bake", baked, rows, [], PACKAGES), None, quick=False))
+    rows = [common.row({"since the boot's begin": moment}, seconds) for moment, seconds in moments.items()]
+    print(common.write(common.record("boot", shared, rows, [], PACKAGES), None, quick=False))
 
 
-def one_round() -> tuple[dict, dict]:
-    """Return the reports of a bake and of one that starts from its image, in an account of their own."""
-    with tempfile.TemporaryDirectory(prefix="bake-") as scratch, account(Path(scratch)) as emulated:
-        baker = bakery(Path(scratch), emulated)
-        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
-        ec2 = boto3.client("ec2", region_name=REGION, endpoint_url=emulated.endpoint, **keys)
-        images = ec2.describe_images(Owners=["amazon"])["Images"]
-        base = next(image for image in images if image["RootDeviceName"] == "/dev/sda1")
-        pin(baker.templates, base["ImageId"], base["Name"])
-        with machine(Path(scratch) / "first") as built:
+def one_round() -> tuple[dict, dict, dict[str, float]]:
+    """Return the reports of a bake and of one that starts from its image, and the timeline of a boot of the first."""
+    with tempfile.TemporaryDirectory(prefix="bake-") as scratch, account(Path(scratch)) as ours:
+        folder, baker = Path(scratch), bakery(Path(scratch), ours)
+        with machine(folder / "first") as built:
             first = report(baker.bake(made_on=built))
-        with machine(Path(scratch) / "again", Path(scratch) / "first") as built:
-            return first, report(baker.bake(made_on=built))
+        with machine(folder / "again", folder / "first") as built:
+            again = report(baker.bake(made_on=built))
+        with emulated(folder), machine(folder / "booted", folder / "first") as instance:
+            return first, again, boot(instance, make_stack("boot"), RECORDING).timeline
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ training never heard). All systems decode with the same weights, in float32, gre
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import tempfile
 import time
 import types
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
 
 import common
@@ -26,11 +27,15 @@ import scenes
 from scenes import Speech, demo_speech
 from transcribers import Text, Transcriber, same_tokens, systems
 
-from run_transcription import coverage, vad
-from run_transcription.demo.score import word_errors, words
+from run_transcription import chunking, coverage, direct_transcribe, optimized_loader, vad
+from run_transcription.demo.score import aligned, word_errors, words
+from run_transcription.records import SAMPLE_RATE as RATE
+from run_transcription.records import Decoding, Engine, ModelSpec
 
 PACKAGES = ("torch", "transformers", "ctranslate2", "faster-whisper", "silero-vad")
 OURS = "ours"
+GREEDY = Decoding(language="en")
+AROUND = 12.0  # seconds on both sides of a seam in the window that has none there
 SHARED = 4.0  # seconds behind the beginning of a chunk that the one before may have heard, too
 
 
@@ -59,7 +64,8 @@ def main() -> None:
             if name not in options.systems and options.systems:
                 continue
             rows += _rows(name, make, clips, share)
-        bars = [*judge(rows), *judge_voice(clips, share), *judge_tokens(Path(scratch), clips)]
+        bars = [*judge(rows), *judge_seams(clips, share), *judge_voice(clips, share)]
+        bars += judge_tokens(Path(scratch), clips)
         bars += judge_memory(Path(scratch), clips, quick=options.quick)
     conditions = {"quick": options.quick, "model": "demo", "dtype": "float32", "share": share}
     record = common.record("quality", conditions, rows, bars, PACKAGES)
@@ -121,24 +127,46 @@ def score(speech: Speech, found: Text) -> Score:
     """Hold a text against the words that were said."""
     said, written = [spoken for phrase in speech.phrases for spoken in phrase], words(found.text)
     wanted = [spoken.word for spoken in said]
-    lost, doubled, at_seams = 0, 0, 0
-    for kind, first, last, begin, end in SequenceMatcher(None, wanted, written, autojunk=False).get_opcodes():
-        missing, more = max(0, (last - first) - (end - begin)), max(0, (end - begin) - (last - first))
-        lost, doubled = lost + missing, doubled + more
-        if kind != "equal" and said and (missing or more):
-            word = said[min(first, len(said) - 1)]
-            at = (word.start + word.end) / 2
-            at_seams += (missing + more) * any(0 <= at - seam <= SHARED for seam in found.seams)
+    lost, doubled = moved(said, written)
     return Score(
         word_errors(wanted, written),
         len(wanted),
-        lost,
-        doubled,
-        at_seams,
+        len(lost),
+        len(doubled),
+        sum(any(0 <= time - seam <= SHARED for seam in found.seams) for time in (*lost, *doubled)),
         boundary_error(speech, found),
         found.quality.coverage if found.quality else None,
         len(written),
     )
+
+
+def moved(said: Sequence[demo_speech.Spoken], written: Sequence[str]) -> tuple[list[float], list[float]]:
+    """Return when words were said that are lost, and when those before which there is one too many."""
+    pairs = aligned([spoken.word for spoken in said], written)
+    middles = [(spoken.start + spoken.end) / 2 for spoken in said]
+    lost = [middles[i] for i, j in pairs if i is not None and j is None]
+    more = [sum(i is not None for i, _ in pairs[:place]) for place, (each, _) in enumerate(pairs) if each is None]
+    return lost, [middles[min(place, len(said) - 1)] if said else 0.0 for place in more]
+
+
+def seam_errors(speech: Speech, text: str, engine: Engine) -> int:
+    """Count words lost or doubled in the overlaps of chunks, beyond those of one window that has no seam there."""
+    from run_transcription.engines.silero import Silero
+
+    said = [spoken for phrase in speech.phrases for spoken in phrase]
+    heard = vad.Ear([speech.samples], Silero(), GREEDY.vad_threshold).heard()
+    chunks = [passage.chunk for passage in chunking.passages(heard)]
+    seams = [(b.start / RATE, a.end / RATE) for a, b in itertools.pairwise(chunks) if b.start < a.end]
+    lost, doubled = moved(said, words(text))
+    count = 0
+    for start, end in seams:
+        first, last = max(0.0, start - AROUND), min(end + AROUND, len(speech.samples) / RATE)
+        row = engine.transcribe([speech.samples[round(first * RATE) : round(last * RATE)]], GREEDY).rows[0]
+        inside = [spoken for spoken in said if first <= spoken.start and spoken.end <= last]
+        alone = moved(inside, words(engine.tokenizer.decode(row.tokens)))
+        ours, theirs = (sum(start <= time <= end for time in (*both[0], *both[1])) for both in ((lost, doubled), alone))
+        count += max(0, ours - theirs)
+    return count
 
 
 def boundary_error(speech: Speech, found: Text) -> float | None:
@@ -170,6 +198,16 @@ def judge(rows: list[common.Row]) -> list[common.Bar]:
         bars.append(common.at_most("no pauses: words lost or doubled at seams", [mine["no pauses"]["at_seams"]], 0))
     silent = [mine[scene.name]["words_on_silence"] for scene in scenes.SILENCE if scene.name in mine]
     return [*bars, common.at_most("words on silence, noise, tones and hold music", [sum(silent)], 0)]
+
+
+def judge_seams(clips: demo_speech.Bank, share: float) -> list[common.Bar]:
+    """Tell what the joining costs from what the model has wrong in the same place without a seam."""
+    engine = optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu")).engine
+    scene = next(scene for scene in scenes.SPEECH if scene.name == "no pauses")
+    (speech,) = scenes.recordings(scene, clips, share)
+    found, _ = direct_transcribe.transcribe([speech.samples], engine, GREEDY)
+    count = seam_errors(speech, found.text, engine)
+    return [common.at_most("no pauses: of these, beyond what one window over the seam has wrong", [count], 0)]
 
 
 def judge_voice(clips: demo_speech.Bank, share: float) -> list[common.Bar]:

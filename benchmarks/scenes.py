@@ -22,12 +22,12 @@ SHORT = Style(snr=60, first=(0.0, 0.3), phrase_words=(3, 6), phrase_gap=(5, 6))
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A kind of recording: how many seconds of it there are, in how many files, and how it is made."""
+    """A kind of recording: how many seconds each is long, how it is made, and how many of them there are."""
 
     name: str
     seconds: float
     make: Callable[[Bank, float, int], Speech]  # clips, seconds, seed
-    files: int = 1
+    recordings: int = 1
 
 
 def spoken(style: Style, background: Callable[[int, np.random.Generator], Samples] = demo_speech.white) -> Callable:
@@ -61,14 +61,16 @@ def with_gaps(clips: Bank, seconds: float, seed: int) -> Speech:
     return demo_speech.join(parts)
 
 
+# about a thousand words of each, so that one word is a tenth of a per cent; but one recording without a pause, in which
+# no seam may cost a word, and forty short files
 SPEECH = (
-    Scene("conversation", 300, spoken(TALK)),
+    Scene("conversation", 300, spoken(TALK), recordings=4),
     Scene("no pauses", 300, spoken(WITHOUT_PAUSE)),
-    Scene("8 kHz", 180, spoken(replace(TALK, band=3600))),
-    Scene("10 dB SNR", 180, spoken(replace(TALK, snr=10))),
-    Scene("music under speech", 180, spoken(replace(TALK, snr=10), demo_speech.music)),
-    Scene("long gaps", 300, with_gaps),
-    Scene("forty files of 5 s", 200, spoken(SHORT), files=40),
+    Scene("8 kHz", 180, spoken(replace(TALK, band=3600)), recordings=6),
+    Scene("10 dB SNR", 180, spoken(replace(TALK, snr=10)), recordings=6),
+    Scene("music under speech", 180, spoken(replace(TALK, snr=10), demo_speech.music), recordings=6),
+    Scene("long gaps", 300, with_gaps, recordings=12),
+    Scene("forty files of 5 s", 5, spoken(SHORT), recordings=40),
 )
 SILENCE = (
     Scene("silence", 60, silent(demo_speech.white, 0.0)),
@@ -79,11 +81,10 @@ SILENCE = (
 
 
 def recordings(scene: Scene, clips: Bank, share: float = 1.0) -> list[Speech]:
-    """Return the files of a scene; with a share below 1, fewer or shorter ones."""
-    if scene.files > 1:
-        count = max(2, round(scene.files * share))
-        return [scene.make(clips, scene.seconds / scene.files, 100 + i) for i in range(count)]
-    return [scene.make(clips, max(40.0, scene.seconds * share), 100)]
+    """Return the recordings of a scene; with a share below 1, fewer and shorter ones."""
+    count = max(1, round(scene.recordings * share))
+    seconds = max(min(40.0, scene.seconds), scene.seconds * share)
+    return [scene.make(clips, seconds, 100 + number) for number in range(count)]
 
 
 def small_bank(takes: int = 2) -> Bank:

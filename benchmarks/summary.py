@@ -1,6 +1,6 @@
-"""Render the tables and pictures of OPTIMIZATION_SUMMARY.md from the records in benchmarks/results.
+"""Render the tables and pictures of OPTIMIZATION_SUMMARY.md and docs/sizing.md from the records in benchmarks/results.
 
-usage: python benchmarks/summary.py [--check]       (--check changes nothing, and fails where the document is behind)
+usage: python benchmarks/summary.py [--check]       (--check changes nothing, and fails where a document is behind)
 """
 
 from __future__ import annotations
@@ -12,28 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import charts
+import sizing
 
 ROOT = Path(__file__).parents[1]
-DOCUMENT = ROOT / "OPTIMIZATION_SUMMARY.md"
+DOCUMENT, SIZING = ROOT / "OPTIMIZATION_SUMMARY.md", ROOT / "docs" / "sizing.md"
 RESULTS = ROOT / "benchmarks" / "results"
 _PLACE = re.compile(r"(<!-- (?P<name>[\w-]+): begin -->\n).*?(<!-- (?P=name): end -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Write the document and its pictures anew, or compare the document."""
-    now, then = rendered(DOCUMENT.read_text(encoding="utf-8"), RESULTS), DOCUMENT.read_text(encoding="utf-8")
-    if "--check" not in sys.argv[1:]:
-        DOCUMENT.write_text(now, encoding="utf-8")
-        for name in charts.CHARTS:
-            if (path := RESULTS / f"{name}.json").exists():
-                charts.draw(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".svg"))
-    elif now != then:
-        sys.exit(f"{DOCUMENT.name} is behind the records: make summary")
+    """Write the documents and their pictures anew, or compare the documents."""
+    check = "--check" in sys.argv[1:]
+    for document in (DOCUMENT, SIZING):
+        then = document.read_text(encoding="utf-8")
+        now = rendered(then, RESULTS)
+        if check and now != then:
+            sys.exit(f"{document.name} is behind the records: make summary")
+        document.write_text(now, encoding="utf-8")
+    for name in charts.CHARTS:
+        if not check and (path := RESULTS / f"{name}.json").exists():
+            charts.draw(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".svg"))
 
 
 def rendered(document: str, results: Path) -> str:
     """Return a document in which each place `<!-- NAME: begin -->` … `end` holds the tables of NAME's record."""
-    return _PLACE.sub(lambda place: place[1] + _section(results / f"{place['name']}.json") + place[3], document)
+    return _PLACE.sub(lambda place: place[1] + _content(place["name"], results) + place[3], document)
+
+
+def _content(name: str, results: Path) -> str:
+    return sizing.table(results) if name == "sizing" else _section(results / f"{name}.json")
 
 
 def _section(path: Path) -> str:

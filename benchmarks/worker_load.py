@@ -147,7 +147,8 @@ def serve(handle: ModelHandle, stack: Stack, folder: Path, memory: list[int]) ->
     """Run a worker until nothing is left; return the seconds that took. Memory is noted after each job."""
     scratch = folder / f"scratch-{stack.bucket}"
     scratch.mkdir()
-    shift = Shift(Desk(handle, Decoding(), ("json",)), scratch, Stop(), Heart())
+    desk = Desk(handle, Decoding(), ("json",), buckets=frozenset({stack.bucket}))
+    shift = Shift(desk, scratch, Stop(), Heart())
     note = shift.journal.job
     shift.journal.job = lambda entry: (note(entry), memory.append(private_memory()))  # type: ignore[method-assign, assign, func-returns-value]
     began = time.perf_counter()

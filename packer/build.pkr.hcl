@@ -15,6 +15,7 @@ locals {
     "DTYPE=${var.dtype}",
     "TORCH_SOURCE=${var.torch_source}",
     "MINIMUM_DRIVER=${var.minimum_driver}",
+    "LOG_AGENT=${var.log_agent}",
     "MINIMUM_FREE_GIGABYTES=${var.minimum_free_gigabytes}",
     "STATE_VOLUME_GIGABYTES=${var.state_volume_gigabytes}",
     "BASE_IMAGE_ID=${var.base_image_id}",

@@ -58,6 +58,16 @@ variable "minimum_driver" {
   }
 }
 
+variable "log_agent" {
+  type        = string
+  default     = "/opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl"
+  description = "Program of the base image that ships the workers' log, and which a stack starts; \"\": the image does without."
+  validation {
+    condition     = regex_replace(var.log_agent, "^/[A-Za-z0-9._/-]+$", "") == ""
+    error_message = "The log_agent must be an absolute path."
+  }
+}
+
 variable "model" {
   type        = string
   description = "Hugging Face id of the model, or demo."

@@ -7,13 +7,15 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from run_transcription import audio
+from run_transcription.channels import opened
 from run_transcription.errors import BrokenOff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from run_transcription import audio
+    from run_transcription.decoding import Channels
     from run_transcription.records import AudioFacts, Samples
 
 BLOCKS = 32  # decoded ahead: 10 s each as a rule, so 5 minutes and 20 MB; 60 MB at most
@@ -23,11 +25,19 @@ LOOK_SECONDS = 0.1  # between two looks whether anybody still reads
 class ReadAhead:
     """Reads like an audio.AudioReader; what goes wrong in its thread is raised where it is read."""
 
-    def __init__(self, fetch: Callable[[Callable[[], None]], Path], beat: Callable[[], None]) -> None:
-        """Begin at once: `fetch` brings the file, and calls what it is given at every step; so is `beat` called."""
+    def __init__(
+        self,
+        fetch: Callable[[Callable[[], None]], Path],
+        beat: Callable[[], None],
+        channels: Callable[[], Channels] = lambda: "mix",
+    ) -> None:
+        """Begin at once: `fetch` brings the file, and calls what it is given at every step; so is `beat` called.
+
+        What to do with its `channels` is asked once it is there.
+        """
         self.download_seconds = 0.0
         self.path: Path | None = None  # set once it is fetched
-        self._fetch, self._beat = fetch, beat
+        self._fetch, self._beat, self._channels = fetch, beat, channels
         self._reader: audio.AudioReader | None = None
         self._error: BaseException | None = None
         self._blocks: queue.Queue[Samples | None] = queue.Queue(BLOCKS)
@@ -57,8 +67,13 @@ class ReadAhead:
         assert self._reader is not None  # noqa: S101 - there was a block
         return self._reader.facts
 
+    @property
+    def kept(self) -> tuple[int, ...] | None:
+        """The channels that come out each by itself, counted from 0; None where they are mixed."""
+        return self._reader.kept if self._reader is not None else None
+
     def blocks(self) -> Iterator[Samples]:
-        """Yield float32 [samples], each at most 30 s."""
+        """Yield float32 [samples], or [kept, samples], each at most 30 s."""
         while (block := self._blocks.get()) is not None:
             yield block
         if self._error is not None:
@@ -74,7 +89,7 @@ class ReadAhead:
             began = time.perf_counter()
             self.path = self._fetch(self._step)
             self.download_seconds = time.perf_counter() - began
-            with audio.open_recording(self.path) as self._reader:
+            with opened(self.path, self._channels(), self._step) as self._reader:
                 self._opened.set()
                 for block in self._reader.blocks():
                     self._step()

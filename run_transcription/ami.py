@@ -51,7 +51,7 @@ def publish(  # noqa: PLR0913 - one parameter for each option
         click.echo(f"{parameter}/latest is {fleet_images.roll_back(region, f'{parameter}/latest')} again")
         return
     found = images.one(region, image)
-    if found.state != "available" or found.tags.get(images.ROLE) != "image":
+    if found.state != "available" or images.STATE not in found.tags:
         raise TranscriptionError(f"{image} is {found.state} and not an image that `bake` has finished: bake it anew")
     fleet_images.name(region, f"{parameter}/candidate", image)
     display.say(f"{parameter}/candidate is {image}; its smoke test runs on a {instance_type} …")
@@ -86,7 +86,7 @@ def list_images(parameter: str, region: str | None, *, as_json: bool) -> None:
 def gc(*, keep: int, hours: float, dry_run: bool, parameter: str, region: str | None) -> None:
     """Remove old images with their snapshots, and builders that were left behind.
 
-    An image that a launch template, one of the parameters, what `latest` named before, or an instance uses stays.
+    An image that an instance, a launch template or a parameter uses, or that a parameter named before, stays.
     """
     region = images.require_region(region)
     used = fleet_images.users(region, parameter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from run_transcription import changes, display, names, notifications, options, stacks, storage
+from run_transcription import changes, display, fleet, names, notifications, options, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 
@@ -17,7 +17,8 @@ from run_transcription.errors import TranscriptionError
 def attach_bucket(bucket: str, prefix: str, name: str, region: str | None, *, detach: bool) -> None:
     """Transcribe what is uploaded to a bucket that is there already.
 
-    Its notifications to others stay as they are. Results go to the stack's own bucket, below results/KEY.
+    Its notifications to others stay as they are. Results go to the stack's own bucket, below results/KEY. Instances
+    that run give back their work and are replaced: they know only the buckets that were there when they started.
 
     \b
     Example:
@@ -38,6 +39,8 @@ def attach_bucket(bucket: str, prefix: str, name: str, region: str | None, *, de
     prepared = changes.prepare(name, stack.region, {"AttachedBuckets": wanted})
     if prepared.rows:
         changes.carry_out(prepared, lambda event: display.say(f"{event.status:<28} {event.resource}"))
+        if stack.group is not None and not detach and (ended := fleet.renew(stack.group, stack.region)):
+            display.say(f"{ended} instances are replaced by some that know {bucket}")
     if not detach:
         notifications.attach(bucket, prefix, stack)
     click.echo(f"{bucket}/{prefix} is {'no longer' if detach else 'now'} transcribed by {name}, into {stack.bucket}")

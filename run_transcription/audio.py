@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,7 +16,8 @@ import numpy as np
 
 from run_transcription.errors import Rejected, TranscriptionError
 from run_transcription.records import SAMPLE_RATE, AudioFacts
-from run_transcription.samples import as_float, mixed, without_nonsense
+from run_transcription.resampling import Resampler
+from run_transcription.samples import as_float, mixed, separate, without_nonsense
 from run_transcription.stream_clock import MAX_SECONDS, StreamClock, counted
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ PICTURE_FORMATS = frozenset({"image2", "gif", "apng", "ico", "tty", "svg_pipe"})
 
 
 @contextmanager
-def open_recording(path: Path) -> Iterator[AudioReader]:
+def open_recording(path: Path, kept: Sequence[int] | None = None) -> Iterator[AudioReader]:
     """Open the sound of a media file; raise Rejected, with its reason, where there is none.
+
+    Its channels are mixed, or those `kept` come out each by itself, counted from 0.
 
     Nothing but the file itself is ever opened: ffmpeg gets an open file instead of a name, and no
     protocol with which a playlist or a reference inside the file could open another one.
@@ -53,20 +56,21 @@ def open_recording(path: Path) -> Iterator[AudioReader]:
             _refuse_playlist(file)
             container = _open_container(file)
         with container:
-            yield AudioReader(container, size)
+            yield AudioReader(container, size, kept)
 
 
 class AudioReader:
     """One recording being decoded: iterate `blocks()` once, then `facts` is complete."""
 
-    def __init__(self, container: InputContainer, size: int) -> None:
-        """Choose the stream to decode; `size` is the file's, in bytes."""
+    def __init__(self, container: InputContainer, size: int, kept: Sequence[int] | None = None) -> None:
+        """Choose the stream to decode; `size` is the file's, in bytes; `kept` is as in `open_recording`."""
         stream = container.streams.best("audio")
         if not isinstance(stream, av.AudioStream) or stream.codec_context is None:
             raise _without_sound(container)
         codec = stream.codec_context
         _check_rate(codec.sample_rate)
         self.seconds = 0.0  # spent decoding
+        self.kept = None if kept is None else tuple(kept)
         self._container = container
         self._stream = stream
         self._header = AudioFacts(0.0, container.format.name, codec.name, codec.sample_rate, codec.channels, size)
@@ -98,7 +102,7 @@ class AudioReader:
         )
 
     def blocks(self) -> Iterator[Samples]:
-        """Yield float32 [samples], each at most 30 s; raise Rejected at the end of a file without a sound."""
+        """Yield float32 [samples], or [kept, samples], at most 30 s each; raise Rejected where there was no sound."""
         blocks = self._pieces()
         while True:
             start = time.perf_counter()
@@ -111,34 +115,34 @@ class AudioReader:
 
     def _pieces(self) -> Iterator[Samples]:
         for block in self._resampled():
-            for start in range(0, len(block), MAX_BLOCK):
-                piece = block[start : start + MAX_BLOCK]
-                self._samples += len(piece)
+            for start in range(0, block.shape[1], MAX_BLOCK):
+                piece = block[:, start : start + MAX_BLOCK]
+                self._samples += piece.shape[1]
                 if self._samples > MAX_SECONDS * SAMPLE_RATE:
                     raise Rejected("too_long", f"the recording is longer than {MAX_SECONDS / 3600:.0f} hours; split it")
-                yield piece
+                yield piece[0] if self.kept is None else piece
         if self._samples < MIN_SAMPLES:
             raise Rejected("no_audio", f"the file holds no sound: {self._samples} samples could be decoded")
         self._compare_with_claim()
 
     def _resampled(self) -> Iterator[Samples]:
         """Bring each stretch of one rate to 16 kHz by a resampler of its own, whose memory joins the runs."""
-        rate, resampler = SAMPLE_RATE, av.AudioResampler("flt", "mono", SAMPLE_RATE)
+        count = 1 if self.kept is None else len(self.kept)
+        resampler = Resampler(SAMPLE_RATE, count)
         for run in self._runs():
-            if run.rate != rate:
-                yield _through(resampler, None)
-                rate, resampler = run.rate, av.AudioResampler("flt", "mono", SAMPLE_RATE)
-            frame = av.AudioFrame.from_ndarray(self._mono(run.channels)[None], format="flt", layout="mono")
-            frame.sample_rate = rate
-            yield _through(resampler, frame)
-        yield _through(resampler, None)  # without it the last milliseconds stay in the filter
+            if run.rate != resampler.rate:
+                yield resampler.end()
+                resampler = Resampler(run.rate, count)
+            yield resampler(self._chosen(run.channels))
+        yield resampler.end()
 
-    def _mono(self, channels: Samples) -> Samples:
+    def _chosen(self, channels: Samples) -> Samples:
+        """Return the mix [1, samples], or the channels that are kept."""
         channels, replaced = without_nonsense(channels)
         self._replaced += replaced
-        mono, mix = mixed(channels)
+        mono, mix = mixed(channels) if self.kept is None else (None, "split")
         self._mixes[mix] += 1
-        return mono
+        return separate(channels, self.kept or ()) if mono is None else mono[None]
 
     def _runs(self) -> Iterator[_Run]:
         """Yield decoded frames of one shape and rate in runs of about ten seconds, and silence for the gaps."""
@@ -196,11 +200,6 @@ class _Run:
 
     rate: int
     channels: Samples
-
-
-def _through(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Samples:
-    parts = [part.to_ndarray()[0] for part in resampler.resample(frame) if part is not None]
-    return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
 def _run(fifo: av.AudioFifo) -> _Run:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Failing = Literal["compression_ratio", "logprob", "repetition", "truncated"]  # by which a row fails
+Reason = Literal["speech_without_text", "low_confidence", "sides_of_a_seam_differ", "language_in_doubt", Failing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,4 +26,4 @@ class Quality:
     retried_rows: int = 0
     confidence: float | None = None  # mean of the segments', weighted by their tokens; None without text
     needs_review: bool = False
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[Reason, ...] = ()

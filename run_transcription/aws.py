@@ -27,6 +27,8 @@ IN_OUR_WORDS = {
     "InvalidAccessKeyId": "the credentials are unknown",
     "SignatureDoesNotMatch": "the credentials are wrong",
     "ExpiredToken": "the credentials have expired",
+    "NoCredentialsError": "there are no credentials: run aws configure, or set AWS_PROFILE",
+    "ProfileNotFound": "there is no such profile: see AWS_PROFILE and ~/.aws/config",
 }
 
 
@@ -61,6 +63,8 @@ def plainly(deed: str, *, reading: bool = False) -> Iterator[None]:
     """
     try:
         yield
+    except (GeneratorExit, TranscriptionError):  # no failure of theirs; and at the very end nothing can be imported
+        raise
     except UnicodeEncodeError as error:
         raise TranscriptionError(f"cannot {deed}: the name is no UTF-8, which S3's are") from error
     except OSError as error:
@@ -85,7 +89,7 @@ def status_of(error: Exception) -> int:
 
 def _in_our_words(error: Exception) -> str:
     """Put what is wrong before AWS's own words, where we know it; some of botocore's complaints have several lines."""
-    ours = IN_OUR_WORDS.get(_code(error))
+    ours = IN_OUR_WORDS.get(_code(error) or type(error).__name__)
     theirs = " ".join(str(error).split())
     return f"{ours} ({theirs})" if ours else theirs
 

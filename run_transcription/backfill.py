@@ -7,8 +7,9 @@ import json
 import signal
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 10  # messages that SQS takes in one call
 PAUSES = (0.2, 1.0, 5.0)  # seconds between tries of what SQS did not take
+SETTLE_SECONDS = 60.0  # after which SQS's counts are right
 LOOK_SECONDS = 5.0  # between two looks into a queue that is full enough
 
 
@@ -45,6 +47,7 @@ class Run:
     address: str  # of the progress
     outstanding: int
     stop: threading.Event
+    recent: deque[tuple[float, int]] = field(default_factory=deque)  # when messages were sent, and how many
 
 
 @options.command("backfill")
@@ -78,19 +81,20 @@ def backfill(  # noqa: PLR0913 - one parameter for each option
     if (source is None) == (manifest is None):
         raise click.UsageError("Give either s3://BUCKET/PREFIX or --manifest.")
     stack = stacks.find(name, stacks.require_region(region))
-    output = f"{storage.SCHEME}{stack.bucket}"
     what = _what(source, manifest)
-    address = f"{output}/work/backfill/{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
+    address = f"{storage.SCHEME}{stack.bucket}/work/backfill/{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
     progress = Progress() if again or count else kept(address)
     pages = _pages(source, manifest, progress.position)
     if count:
-        click.echo(counted(pages, output))
+        click.echo(counted(pages, stack))
         return
     if progress.position:
         display.say(f"going on after {progress.sent} sent and {progress.passed} passed over")
     with _stoppable() as stop:
         progress = send_all(pages, Run(stack, address, outstanding, stop), progress)
     storage.remove(address)
+    if progress.sent + progress.passed == 0:
+        raise TranscriptionError(f"{source or manifest} names no recording")
     click.echo(f"{progress.sent} sent, {progress.passed} passed over, which have a result or a failure")
 
 
@@ -104,12 +108,12 @@ def kept(address: str) -> Progress:
         raise TranscriptionError(f"{address} holds no progress: begin anew with --again") from error
 
 
-def counted(pages: Iterator[Page], output: str) -> str:
+def counted(pages: Iterator[Page], stack: Stack) -> str:
     """Return how many recordings have a result or a failure, of how many."""
     done = total = 0
     for page in pages:
         total += len(page.addresses)
-        done += len(page.addresses) - len(backlog.without_result(page, output))
+        done += len(page.addresses) - len(_left_of(page, stack))
         display.say(f"{done} of {total} done so far")
     return f"{done} of {total} done"
 
@@ -119,10 +123,9 @@ def send_all(pages: Iterable[Page], run: Run, progress: Progress) -> Progress:
 
     Raises KeyboardInterrupt once it was told to stop.
     """
-    output = f"{storage.SCHEME}{run.stack.bucket}"
     for page in pages:
         _require_readable(page, run.stack)
-        left = frozenset(backlog.without_result(page, output))
+        left = frozenset(_left_of(page, run.stack))
         try:
             for batch in _batches(page, left):
                 _wait_for_room(run)
@@ -130,12 +133,17 @@ def send_all(pages: Iterable[Page], run: Run, progress: Progress) -> Progress:
                     raise KeyboardInterrupt
                 wanted = [address for address, _ in batch if address in left]
                 _send(run.stack, wanted)
+                run.recent.append((time.monotonic(), len(wanted)))
                 passed = len(batch) - len(wanted)
                 progress = Progress(batch[-1][1], progress.sent + len(wanted), progress.passed + passed)
         finally:
             storage.store(run.address, json.dumps(asdict(progress)).encode())
         display.say(f"{progress.sent} sent, {progress.passed} passed over")
     return progress
+
+
+def _left_of(page: Page, stack: Stack) -> list[str]:
+    return backlog.without_result(page, f"{storage.SCHEME}{stack.bucket}", {stack.bucket, *stack.attached})
 
 
 def _batches(page: Page, left: frozenset[str]) -> Iterator[list[tuple[str, str]]]:
@@ -152,10 +160,16 @@ def _batches(page: Page, left: frozenset[str]) -> Iterator[list[tuple[str, str]]
 
 
 def _wait_for_room(run: Run) -> None:
-    """Wait until the queue holds so few messages that a batch more are not too many."""
+    """Wait until the queue holds so few messages that a batch more are not too many.
+
+    SQS counts late what is sent, so all of the last minute is taken for not counted yet.
+    """
     while not run.stop.is_set():
         now = fleet_report.queue("backfill", run.stack.backfill_url, run.stack.region)
-        if now.waiting + now.in_work + AT_ONCE <= max(run.outstanding, AT_ONCE):
+        while run.recent and run.recent[0][0] < time.monotonic() - SETTLE_SECONDS:
+            run.recent.popleft()
+        uncounted = sum(sent for _, sent in run.recent)
+        if now.waiting + now.in_work + uncounted + AT_ONCE <= max(run.outstanding, AT_ONCE):
             return
         run.stop.wait(LOOK_SECONDS)
 

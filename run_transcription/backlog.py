@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from run_transcription import names, recordings, results, storage
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
 PAGE = 1000
@@ -62,22 +63,28 @@ def in_manifest(path: Path, after: str) -> Iterator[Page]:
         raise TranscriptionError(f"cannot read the manifest {path}: {error}") from error
 
 
-def without_result(page: Page, output: str) -> list[str]:
-    """Return the recordings of a page that have neither a result nor a failure yet; raises TranscriptionError."""
-    keys = {storage.split(address)[1]: address for address in page.addresses}
+def without_result(page: Page, output: str, buckets: Collection[str]) -> list[str]:
+    """Return the recordings of a page that have neither a result nor a failure yet; raises TranscriptionError.
+
+    Results of all `buckets` lie below the output, each by its key alone: where two buckets may have the same key, the
+    results themselves tell which one they are of.
+    """
+    ask = partial(_is_open, output, buckets)
     if not page.listed:
-        return _asked_singly(page.addresses, output)
+        return _those_that(page.addresses, ask)
+    keys = {storage.split(address)[1]: address for address in page.addresses}
     done = set().union(*(_done_keys(output, folder, form, sorted(keys)) for folder, form in DONE))
     last = max(keys)
     # the listing of results ends at the last key's: those of a key that it begins with may stand behind it, and those
     # of a key that is no path are named by its hash
-    single = [
-        address
+    unclear = {
+        key
         for key, address in keys.items()
-        if key not in done and (last.startswith(key) or not names.results_of(output, key).endswith(f"/{key}/"))
-    ]
-    left = set(_asked_singly(single, output))
-    return [address for key, address in keys.items() if key not in done and (address in left or address not in single)]
+        if (key in done and _may_be_anothers(address, output, buckets))
+        or (key not in done and (last.startswith(key) or not names.results_of(output, key).endswith(f"/{key}/")))
+    }
+    left = set(_those_that([keys[key] for key in sorted(unclear)], ask))
+    return [address for key, address in keys.items() if (address in left if key in unclear else key not in done)]
 
 
 def _done_keys(output: str, folder: str, form: re.Pattern[str], keys: list[str]) -> Iterator[str]:
@@ -105,10 +112,21 @@ def _common_start(first: str, last: str) -> str:
     return first[:same]
 
 
-def _asked_singly(addresses: Iterable[str], output: str) -> list[str]:
-    def is_open(address: str) -> bool:
-        return next(results.documents(output, storage.split(address)[1]), None) is None
+def _may_be_anothers(address: str, output: str, buckets: Collection[str]) -> bool:
+    """Tell whether results of a recording's key may be of another bucket; the stack's own has uploads alone."""
+    bucket, key = storage.split(address)
+    own = storage.split(output)[0]
+    return any(other != bucket and (other != own or key.startswith(names.UPLOADS)) for other in buckets)
 
-    wanted = list(addresses)
+
+def _is_open(output: str, buckets: Collection[str], address: str) -> bool:
+    """Tell whether a recording has neither a result nor a failure, by asking for it alone."""
+    documents = results.documents(output, storage.split(address)[1])
+    if _may_be_anothers(address, output, buckets):
+        return all(results.recording_of(each) != address for each in documents)
+    return next(documents, None) is None
+
+
+def _those_that(addresses: Sequence[str], ask: Callable[[str], bool]) -> list[str]:
     with ThreadPoolExecutor(THREADS) as pool:
-        return [address for address, left in zip(wanted, pool.map(is_open, wanted), strict=True) if left]
+        return [address for address, answer in zip(addresses, pool.map(ask, addresses), strict=True) if answer]

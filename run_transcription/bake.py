@@ -18,7 +18,12 @@ from run_transcription.packer_process import Course, Packer
 from run_transcription.recipe import BUILDERS, Recipe, Variables
 
 LOGS = bake_parts.CHECKOUT / "build" / "bake"
+FOLDERS = ("parts", "output")  # what is brought to the builder, and what comes back
 SOME_REGION, SOME_IMAGE = "us-east-1", "ami-00000000000000000"  # stand for what a dry run can't know
+NOT_PINNED = (
+    f"none is pinned: the newest that {images.BASE_PARAMETER} names when it is baked; "
+    "`bake --pin-base`, which needs credentials, writes it down for all bakes after it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ def bake(*, pin_base: bool, dry_run: bool, **given: Any) -> None:
       run-transcription bake --region eu-west-1
       run-transcription bake --model demo --on-demand --instance-type m5.large
     """
+    if pin_base and dry_run:
+        raise click.UsageError("--pin-base writes a file and --dry-run changes nothing: choose one.")
     wanted = Recipe(**given)
     bake_parts.require_checkout(wanted.templates)
     if pin_base:
@@ -98,25 +105,24 @@ def bake(*, pin_base: bool, dry_run: bool, **given: Any) -> None:
 def rehearse(wanted: Recipe, packer: Packer, scratch: Path) -> None:
     """Validate templates, variables, scripts and wheel, and print what a bake would do."""
     pins = bake_parts.pins(wanted.templates)
-    region, base_id = wanted.region or SOME_REGION, pins["base_image_id"] or SOME_IMAGE
-    base = images.Image(base_id, pins["base_image_name"], "", "", {}, ())
+    region = images.require_region(wanted.region) if wanted.region else SOME_REGION
+    base_id = pins["base_image_id"] or SOME_IMAGE
+    base = images.Image(base_id, pins["base_image_name"], "", "", {}, (), "")
     variables = recipe.variables(wanted, region, base) | {"source_image_id": base_id}
-    arguments = _prepare(wanted, packer, scratch, variables)
-    some = next(recipe.placements(wanted, list(wanted.zone[:1]) or [f"{region}a"]))
-    recipe.write(Path(arguments[0].partition("=")[2]), variables | some)
-    packer_process.validate(packer, arguments, _environment())
-    steps = [path.stem for path in sorted((scratch / "parts" / "provisioners").glob("*.sh"))]
+    place = next(recipe.placements(wanted, list(wanted.zone) or [f"{region}a"]))
+    _prepare(wanted, packer, scratch, variables | place)
     source = "modern" if packer.modern else "compatible"
     model = f"{variables['model']} at {variables['model_revision'] or 'the revision of the package'}"
+    pinned = f"{base.name} ({pins['base_image_id']})" if base.name else NOT_PINNED
     for what, text in (
         ("packer", f"{packer.path}, {packer.name}, {source} source: templates and variables are valid"),
         ("region", wanted.region or "that of your AWS configuration"),
-        ("base image", pins["base_image_id"] or f"the newest, by {images.BASE_PARAMETER}"),
+        ("base image", pinned),
         ("model", model),
         ("builder", f"{'spot' if wanted.spot else 'on demand'}: {', '.join(wanted.types)}"),
         ("packages", f"layer {variables['tags'][images.LAYER]}, by the hashes of {' and '.join(bake_parts.LOCKS)}"),
         ("brings", ", ".join(sorted(path.name for path in (scratch / "parts").iterdir()))),
-        ("scripts", ", ".join(steps)),
+        ("scripts", ", ".join(bake_parts.steps(wanted.templates))),
         ("image", f"{variables['ami_name']}; tags of it and its snapshots: {', '.join(variables['tags'])}"),
     ):
         click.echo(f"{what:<11} {text}")
@@ -132,9 +138,10 @@ def make(wanted: Recipe, packer: Packer, scratch: Path) -> Report:
     variables = recipe.variables(wanted, region, base)
     reused = images.reusable(region, variables["tags"][images.LAYER]) if wanted.reuse else None
     variables["source_image_id"] = (reused or base).id
-    arguments = _prepare(wanted, packer, scratch, variables)
+    attempts = [variables | place for place in recipe.placements(wanted, list(wanted.zone) or images.zones(region))]
+    _prepare(wanted, packer, scratch, attempts[0])
     log = LOGS / f"{variables['ami_name'].replace('/', '_')}.log"
-    course = _attempts(wanted, packer, arguments, variables, log)
+    course = _attempt(packer, scratch, attempts, log, wanted.minutes)
     image, bill = _artifact(scratch / "output"), json.loads((scratch / "output" / "bill.json").read_text())
     images.complete(region, image, _tags_of(bill), imds=not packer.modern)
     return Report(
@@ -154,20 +161,17 @@ def make(wanted: Recipe, packer: Packer, scratch: Path) -> Report:
     )
 
 
-def _attempts(wanted: Recipe, packer: Packer, arguments: list[str], variables: Variables, log: Path) -> Course:
+def _attempt(packer: Packer, scratch: Path, attempts: list[Variables], log: Path, minutes: float) -> Course:
     """Run packer with one type and zone after the other, for as long as there is no instance to be had."""
     log.parent.mkdir(parents=True, exist_ok=True)
     began, course = time.monotonic(), None
-    for place in recipe.placements(wanted, list(wanted.zone) or images.zones(variables["region"])):
-        where = f"{' or '.join(place['instance_types'])} in {place['zone']}"
-        recipe.write(Path(arguments[0].partition("=")[2]), variables | place)
-        limit = wanted.minutes * 60 - (time.monotonic() - began)
+    for variables in attempts:
+        where = f"{' or '.join(variables['instance_types'])} in {variables['zone']}"
         display.say(f"baking {variables['ami_name']} on {where}; the log is {log}")
-        course = packer_process.build(packer, arguments, _environment(), log, packer_process.Watch(limit, _say_step))
+        watch = packer_process.Watch(minutes * 60 - (time.monotonic() - began), _say_step)
+        course = packer_process.build(packer, _arguments(scratch, variables), _environment(), log, watch)
         if course.overtime:
-            raise TranscriptionError(
-                f"the bake was interrupted in {course.step!r} after {wanted.minutes:g} minutes: {log}"
-            )
+            raise TranscriptionError(f"the bake was interrupted in {course.step!r} after {minutes:g} minutes: {log}")
         if course.status == 0:
             return course
         if not course.lacks_capacity:
@@ -176,17 +180,23 @@ def _attempts(wanted: Recipe, packer: Packer, arguments: list[str], variables: V
     raise TranscriptionError(f"no type and zone has an instance to give: {course.reason() if course else 'no zone'}")
 
 
-def _prepare(wanted: Recipe, packer: Packer, scratch: Path, variables: Variables) -> list[str]:
-    """Put the folders together that packer works with; return its arguments."""
+def _prepare(wanted: Recipe, packer: Packer, scratch: Path, variables: Variables) -> None:
+    """Put the folders together that packer works with, and let it look at them with one attempt's variables."""
     display.say("building the worker's wheel …")
-    for name in ("parts", "output"):
+    for name in FOLDERS:
         (scratch / name).mkdir()
-        variables[name] = str(scratch / name)
     bake_parts.write_parts(wanted.templates, scratch / "parts")
     bake_parts.write_templates(wanted.templates, scratch / "templates", modern=packer.modern)
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_EC2") or os.environ.get("AWS_ENDPOINT_URL"):
-        variables["ec2_endpoint"] = endpoint
-    return [f"-var-file={scratch / 'variables.pkrvars.json'}", str(scratch / "templates")]
+    packer_process.validate(packer, _arguments(scratch, variables), _environment())
+
+
+def _arguments(scratch: Path, variables: Variables) -> list[str]:
+    """Write variables where packer reads them, so that none stands on a command line; return its arguments."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_EC2") or os.environ.get("AWS_ENDPOINT_URL")
+    folders = {name: str(scratch / name) for name in FOLDERS}
+    path = scratch / "variables.pkrvars.json"
+    recipe.write(path, variables | folders | ({"ec2_endpoint": endpoint} if endpoint else {}))
+    return [f"-var-file={path}", str(scratch / "templates")]
 
 
 def _environment() -> dict[str, str]:

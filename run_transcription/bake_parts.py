@@ -43,6 +43,11 @@ def pin_base(templates: Path, image_id: str, name: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def steps(templates: Path) -> list[str]:
+    """Return the names of the scripts in the order in which a build runs them."""
+    return re.findall(r"/provisioners/([a-z-]+)\.sh", (templates / "build.pkr.hcl").read_text(encoding="utf-8"))
+
+
 def write_templates(templates: Path, folder: Path, *, modern: bool) -> None:
     """Copy the templates that a packer knows into a folder of their own."""
     folder.mkdir()

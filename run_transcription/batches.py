@@ -6,16 +6,19 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from run_transcription import quality
+from run_transcription import languages, quality
 from run_transcription.errors import OutOfMemory
 from run_transcription.records import Timing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from run_transcription.audit import Failing
     from run_transcription.records import Batch, Chunk, Decoding, Engine, ModelFacts, Row, Samples
 
 HOTTEST = 1.0  # the last temperature that is tried
+COOL = 0.5  # text drawn at a higher temperature is not gone on from
+LONGEST_PROMPT = 3000  # letters, far more than the tokens that a model takes
 
 logger = logging.getLogger(__name__)
 
@@ -31,21 +34,55 @@ class Decoder:
         self._engine = engine
         self._decoding = decoding
         self._finished = finished
+        self._voiced: list[Row] = []  # the first rows with speech, which vote on the language
 
     def rows(self, windows: Mapping[Chunk, Samples]) -> dict[Chunk, Row]:
-        """Return the best row of each window, in order; those that fail are decoded again at the next temperature."""
+        """Return the best row of each window, in order; those that fail are decoded again at the next temperature.
+
+        So are, in the recording's language, those whose own is in doubt.
+        """
         waiting = {chunk: samples for chunk, samples in windows.items() if chunk not in self._finished}
+        kept = self._best(waiting, self._decoding)
+        rows = {chunk: kept[chunk] if chunk in kept else self._finished[chunk] for chunk in windows}
+        return rows if self._decoding.language else self._in_its_language(rows, waiting)
+
+    def go_on_from(self, text: str, temperature: float) -> None:
+        """Let the next windows know the text before them; not where it was drawn at a high temperature."""
+        plain = text.replace("<|", "")  # whoever spells a special token aloud steers nothing
+        before = f"{self._decoding.initial_prompt}{plain}"[-LONGEST_PROMPT:] if temperature <= COOL else ""
+        self._decoding = replace(self._decoding, initial_prompt=before)
+
+    def _best(self, waiting: Mapping[Chunk, Samples], wanted: Decoding) -> dict[Chunk, Row]:
         kept: dict[Chunk, Row] = {}
-        for temperature in temperatures(self._decoding):
+        for temperature in temperatures(wanted):
             if not waiting:
                 break
-            decoding = replace(self._decoding, temperature=temperature)
+            decoding = replace(wanted, temperature=temperature)
             for chunk, row in zip(waiting, self._all([*waiting.values()], decoding), strict=True):
                 kept[chunk] = self._better(kept[chunk], row) if chunk in kept else row
             waiting = {chunk: samples for chunk, samples in waiting.items() if self.failing(kept[chunk])}
-        return {chunk: kept[chunk] if chunk in kept else self._finished[chunk] for chunk in windows}
+        return kept
 
-    def failing(self, row: Row) -> tuple[quality.Failing, ...]:
+    def _in_its_language(self, rows: dict[Chunk, Row], decoded: Mapping[Chunk, Samples]) -> dict[Chunk, Row]:
+        """Decode rows anew whose language is in doubt, in the one that the first windows vote for."""
+        if len(self._voiced) < languages.WINDOWS:
+            self._voiced += [row for row in rows.values() if self.speaks(row)]
+        language, probability = languages.vote(self._voiced)
+        doubtful = languages.doubtful(rows, language, self._decoding.language_detection_threshold)
+        waiting = {chunk: decoded[chunk] for chunk in doubtful if chunk in decoded}
+        anew = self._best(waiting, replace(self._decoding, language=language))
+        for chunk, row in anew.items():
+            if len(self.failing(row)) <= len(self.failing(rows[chunk])):
+                attempts = rows[chunk].attempts + row.attempts
+                rows[chunk] = replace(row, language_probability=probability, attempts=attempts)
+        return rows
+
+    def speaks(self, row: Row) -> bool:
+        """Tell whether a row has text that is not to be dropped."""
+        tokens = any(token < self._engine.tokenizer.end_of_text for token in row.tokens)
+        return tokens and not quality.is_silence(row, self._decoding)
+
+    def failing(self, row: Row) -> tuple[Failing, ...]:
         """Return by which measures a row fails."""
         return quality.failing(row, self._engine.tokenizer.decode(row.tokens), self._decoding)
 

@@ -5,4 +5,5 @@ cd "$(dirname "$0")/.."
 if [ -x .venv/bin/run-transcription ]; then
   exec .venv/bin/run-transcription bake "$@"
 fi
+command -v run-transcription >/dev/null || { echo "run-transcription is not installed: run make setup in $PWD" >&2; exit 1; }
 exec run-transcription bake "$@"

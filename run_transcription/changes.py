@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).parent / "stack.yaml"  # a link to infra/ in a checkout, the file itself in a wheel
 PAUSES = (0.2, 0.5, 1.0)  # seconds between looks at what CloudFormation does; then the last one for ever
 BUCKET_NAME = 'BucketName: !Sub "${AWS::StackName}-${AWS::AccountId}-${AWS::Region}"'
+MADE = frozenset({"CREATE_COMPLETE", "FAILED"})  # what a change set ends as
 NOTHING = ("didn't contain changes", "No updates are to be performed")
 CANCELLED = "Resource creation cancelled"  # what CloudFormation says of those beside the one that failed
 REMOVABLE = frozenset({"ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED"})
@@ -66,27 +67,23 @@ def prepare(name: str, region: str, given: Mapping[str, str]) -> ChangeSet:
         raise TranscriptionError(f"the stack {name} is {status}: run-transcription destroy removes it")
     if status.endswith("_IN_PROGRESS") and not creates:
         raise TranscriptionError(f"the stack {name} is being changed ({status}): wait for that")
-    client = aws.client("cloudformation", region)
     known = defaults(region).keys()
-    with aws.plainly(f"prepare the stack {name}"):
-        if unknown := given.keys() - known:
-            raise TranscriptionError(
-                f"the template has no parameter {', '.join(sorted(unknown))}, but {', '.join(sorted(known))}"
-            )
-        kept = known & stacks.parameters_of(found or {}).keys() - given.keys() if not creates else set()
-        made = client.create_change_set(
-            StackName=name,
-            ChangeSetName=f"c-{uuid.uuid4()}",
-            ChangeSetType="CREATE" if creates else "UPDATE",
-            TemplateBody=_body(name, region),
-            Capabilities=["CAPABILITY_IAM"],
-            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()]
-            + [{"ParameterKey": key, "UsePreviousValue": True} for key in sorted(kept)],
-            ImportExistingResources=True,  # the bucket that an earlier stack of this name has left
-            **({"OnStackFailure": "DELETE"} if creates else {}),
+    if unknown := given.keys() - known:
+        raise TranscriptionError(
+            f"the template has no parameter {', '.join(sorted(unknown))}, but {', '.join(sorted(known))}"
         )
-        rows = _rows(client, name, made["Id"])
-    return ChangeSet(name, region, made["Id"], made["StackId"], creates, rows)
+    kept = set() if creates else known & stacks.parameters_of(found).keys() - given.keys()
+    parameters: list[Any] = [{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()]
+    parameters += [{"ParameterKey": key, "UsePreviousValue": True} for key in sorted(kept)]
+    client = aws.client("cloudformation", region)
+    with aws.plainly(f"prepare the stack {name}"):
+        made = _create(client, name, region, parameters, creates=creates)
+        if reason := _reason_against(client, made.id):
+            discard(made)
+            if any(each in reason for each in NOTHING):
+                return made
+            raise TranscriptionError(f"cannot prepare the stack {name}: {reason}")
+        return replace(made, rows=_rows(client, made.id))
 
 
 def defaults(region: str) -> dict[str, str]:
@@ -147,18 +144,30 @@ def _pauses() -> Iterator[float]:
     return chain(PAUSES, repeat(PAUSES[-1]))
 
 
-def _rows(client: Any, name: str, change_set: str) -> tuple[Row, ...]:
-    for pause in _pauses():
-        found = client.describe_change_set(ChangeSetName=change_set)
-        if found["Status"] == "CREATE_COMPLETE":
-            break
-        if found["Status"] == "FAILED":
-            reason = found.get("StatusReason", "")
-            client.delete_change_set(ChangeSetName=change_set)
-            if any(each in reason for each in NOTHING):
-                return ()
-            raise TranscriptionError(f"cannot prepare the stack {name}: {reason}")
-        time.sleep(pause)
+def _create(client: Any, name: str, region: str, parameters: list[Any], *, creates: bool) -> ChangeSet:
+    """Let CloudFormation begin to make a change set; its rows come later."""
+    made = client.create_change_set(
+        StackName=name,
+        ChangeSetName=f"c-{uuid.uuid4()}",
+        ChangeSetType="CREATE" if creates else "UPDATE",
+        TemplateBody=_body(name, region),
+        Capabilities=["CAPABILITY_IAM"],
+        Parameters=parameters,
+        ImportExistingResources=True,  # the bucket that an earlier stack of this name has left
+        **({"OnStackFailure": "DELETE"} if creates else {}),
+    )
+    return ChangeSet(name, region, made["Id"], made["StackId"], creates, ())
+
+
+def _reason_against(client: Any, change_set: str) -> str:
+    """Wait until a change set is made; return why it can't be, "" where it can."""
+    pauses = _pauses()
+    while (found := client.describe_change_set(ChangeSetName=change_set))["Status"] not in MADE:
+        time.sleep(next(pauses))
+    return "" if found["Status"] == "CREATE_COMPLETE" else found.get("StatusReason") or "for no stated reason"
+
+
+def _rows(client: Any, change_set: str) -> tuple[Row, ...]:
     pages = client.get_paginator("describe_change_set").paginate(ChangeSetName=change_set)
     changes = [each["ResourceChange"] for page in pages for each in page["Changes"]]
     return tuple(

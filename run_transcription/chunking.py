@@ -43,6 +43,20 @@ def passages(heard: Iterable[Heard], max_seconds: float = 30.0) -> Iterator[Pass
         yield passage
 
 
+def cut_again(passage: Passage, max_seconds: float) -> list[Passage]:
+    """Return a passage in shorter ones, cut by the same rules."""
+    start = passage.chunk.start
+    heard = Heard(0, passage.samples, tuple(Region(each.start - start, each.end - start) for each in passage.speech))
+    return [
+        Passage(
+            Chunk(each.chunk.start + start, each.chunk.end + start),
+            each.samples,
+            tuple(Region(region.start + start, region.end + start) for region in each.speech),
+        )
+        for each in passages([heard], max_seconds)
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class _Tape:
     """Samples of the recording that may still be needed: the first one's place, and where the last passage ended."""

@@ -79,6 +79,7 @@ def show(ids: tuple[str, ...], name: str, region: str | None) -> None:
 @stacks.region_option
 def redrive(ids: tuple[str, ...], name: str, region: str | None, *, every: bool) -> None:
     """Send messages to the live queue again; a recording that has its result already is passed over there."""
+    _require_choice(ids, every=every)
     stack = stacks.find(name, stacks.require_region(region))
 
     def send(letter: Letter) -> None:
@@ -95,6 +96,7 @@ def redrive(ids: tuple[str, ...], name: str, region: str | None, *, every: bool)
 @stacks.region_option
 def drop(ids: tuple[str, ...], name: str, region: str | None, *, every: bool, yes: bool) -> None:
     """Delete messages for good; their recordings stay in the bucket."""
+    _require_choice(ids, every=every)
     stack = stacks.find(name, stacks.require_region(region))
     if not yes and not click.confirm(f"delete {'all messages' if every else len(ids)} for good?", err=True):
         raise TranscriptionError("nothing was done")
@@ -139,10 +141,13 @@ def _receive(stack: Stack) -> list[Letter]:
     ]
 
 
-def _chosen(letters: list[Letter], ids: tuple[str, ...], *, every: bool) -> list[Letter]:
-    """Return the messages that were asked for; raises TranscriptionError for one that is not there."""
+def _require_choice(ids: tuple[str, ...], *, every: bool) -> None:
     if every == bool(ids):
         raise click.UsageError("Give either IDs or --all.")
+
+
+def _chosen(letters: list[Letter], ids: tuple[str, ...], *, every: bool) -> list[Letter]:
+    """Return the messages that were asked for; raises TranscriptionError for one that is not there."""
     if absent := set(ids) - {letter.id for letter in letters}:
         raise TranscriptionError(f"there is no message {', '.join(sorted(absent))} (another reader may hold it)")
     return [letter for letter in letters if every or letter.id in ids]

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import aws, changes, display, notifications, options, preflight, stacks, storage
+from run_transcription import changes, display, fleet, names, notifications, options, preflight, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-PROTECTED_AT_ONCE = 50  # instances in one call
 
 
 @options.command("deploy")
@@ -33,11 +31,12 @@ def deploy(  # noqa: PLR0913 - one parameter for each option
     \b
     Examples:
       run-transcription deploy --dry-run
-      run-transcription deploy --max-workers 10 --set OnDemandPercentage=20
+      run-transcription deploy --max-workers 10 --set SpotPercentage=80
     """
     region = stacks.require_region(region)
     given = _parameters(parameter) | ({} if max_workers is None else {"MaxWorkers": str(max_workers)})
-    _check(name, region, given)
+    _require([preflight.credentials(region)])
+    _require(preflight.run(_wanted(name, region, given)))
     prepared = changes.prepare(name, region, given)
     _show(prepared)
     if dry_run:
@@ -45,12 +44,14 @@ def deploy(  # noqa: PLR0913 - one parameter for each option
         click.echo("nothing was done: this was a dry run")
         return
     if prepared.rows:
-        if not yes and not click.confirm(f"carry that out on {name} in {region}?", err=True):
+        if not yes and not _agreed(f"carry that out on {name} in {region}?"):
             changes.discard(prepared)
             raise TranscriptionError("nothing was done")
         changes.carry_out(prepared, _tell)
     stack = stacks.find(name, region)
-    _keep_zones_as_they_are(stack)
+    if stack.group is not None:
+        fleet.keep_zones_as_they_are(stack.group, region)
+    _hear_of_uploads(stack)
     for what, value in (("bucket", stack.bucket), ("queue", stack.live_url), ("log", stack.log_group)):
         click.echo(f"{what:<6} {value}")
 
@@ -71,14 +72,15 @@ def destroy(name: str, region: str | None, *, with_bucket: bool, yes: bool) -> N
     if found is None:
         raise TranscriptionError(f"there is no stack {name} in {region}")
     what = f"the stack {name} in {region}{' and all recordings and results in its bucket' if with_bucket else ''}"
-    if not yes and not click.confirm(f"remove {what}?", err=True):
+    if not yes and not _agreed(f"remove {what}?"):
         raise TranscriptionError("nothing was done")
     bucket = {each["OutputKey"]: each["OutputValue"] for each in found.get("Outputs", ())}.get("Bucket")
     if bucket is not None and found["StackStatus"] not in changes.REMOVABLE:
         stack = stacks.find(name, region)
-        for attached in stack.attached:
-            notifications.detach(attached, stack)
-        _let_instances_go(stack)
+        for each in (stack.bucket, *stack.attached):  # S3 takes no new notification beside one to a queue that is gone
+            _detach(each, stack)
+        if stack.group is not None:
+            fleet.let_instances_go(stack.group, region)
     changes.remove(name, region, _tell)
     if bucket is None:
         return
@@ -89,6 +91,15 @@ def destroy(name: str, region: str | None, *, with_bucket: bool, yes: bool) -> N
         click.echo(f"{bucket} is kept")
 
 
+def _agreed(question: str) -> bool:
+    """Ask; Ctrl-C and an end of the input are a no, after which all is tidied up."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        click.echo(err=True)
+        return False
+
+
 def _parameters(given: tuple[str, ...]) -> dict[str, str]:
     pairs = [each.partition("=") for each in given]
     for key, sign, _ in pairs:
@@ -97,26 +108,29 @@ def _parameters(given: tuple[str, ...]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _check(name: str, region: str, given: Mapping[str, str]) -> None:
-    """Print the table of checks; raises TranscriptionError where something is to be done first."""
+def _require(checks: list[preflight.Check]) -> None:
+    """Print checks as lines of the table; raises TranscriptionError where something is to be done first."""
+    for check in checks:
+        click.echo(options.one_line(f"{'ok   ' if check.ok else 'TO DO'} {check.name:<16} {check.text}"))
+    if lacking := [check.name for check in checks if not check.ok]:
+        raise TranscriptionError(f"nothing was done: see {', '.join(lacking)} above")
+
+
+def _wanted(name: str, region: str, given: Mapping[str, str]) -> preflight.Wanted:
+    """Return what the stack will be: as the template says, as it is already, as it was asked for."""
     now = {**changes.defaults(region), **stacks.parameters_of(stacks.describe(name, region) or {}), **given}
     try:
-        wanted = preflight.Wanted(
+        return preflight.Wanted(
             stack=name,
             region=region,
             max_workers=int(now["MaxWorkers"]),
-            on_demand_percentage=int(now["OnDemandPercentage"]),
+            spot_percentage=int(now["SpotPercentage"]),
             image_parameter=now["ImageParameter"],
             vpc_id=now["VpcId"],
             subnet_ids=tuple(each for each in now["SubnetIds"].split(",") if each),
         )
     except ValueError as error:
-        raise TranscriptionError(f"MaxWorkers and OnDemandPercentage must be numbers: {error}") from error
-    found = preflight.run(wanted)
-    for check in found:
-        click.echo(options.one_line(f"{'ok   ' if check.ok else 'TO DO'} {check.name:<16} {check.text}"))
-    if lacking := [check.name for check in found if not check.ok]:
-        raise TranscriptionError(f"nothing was done: see {', '.join(lacking)} above")
+        raise TranscriptionError(f"MaxWorkers and SpotPercentage must be numbers: {error}") from error
 
 
 def _show(prepared: changes.ChangeSet) -> None:
@@ -130,29 +144,15 @@ def _tell(event: changes.Event) -> None:
     display.say(options.one_line(f"{event.status:<28} {event.resource} {event.reason}".rstrip()))
 
 
-def _keep_zones_as_they_are(stack: stacks.Stack) -> None:
-    """Stop the group from ending instances to even out its zones: they may be at work."""
-    if stack.group is not None:
-        with aws.plainly(f"suspend AZRebalance of {stack.group}"):
-            aws.client("autoscaling", stack.region).suspend_processes(
-                AutoScalingGroupName=stack.group, ScalingProcesses=["AZRebalance"]
-            )
+def _hear_of_uploads(stack: stacks.Stack) -> None:
+    """Let a bucket that an earlier stack has left announce its uploads: CloudFormation takes it up as it is."""
+    if not notifications.is_attached(stack.bucket, stack):
+        notifications.attach(stack.bucket, names.UPLOADS, stack)
 
 
-def _let_instances_go(stack: stacks.Stack) -> None:
-    """Take the protection from a group's instances: the group could not be deleted with them."""
-    if stack.group is None:
-        return
-    client = aws.client("autoscaling", stack.region)
-    with aws.plainly(f"end the instances of {stack.group}"):
-        client.update_auto_scaling_group(
-            AutoScalingGroupName=stack.group, MaxSize=0, DesiredCapacity=0, NewInstancesProtectedFromScaleIn=False
-        )
-        groups = client.describe_auto_scaling_groups(AutoScalingGroupNames=[stack.group])["AutoScalingGroups"]
-        ids = [each["InstanceId"] for group in groups for each in group["Instances"]]
-        for first in range(0, len(ids), PROTECTED_AT_ONCE):
-            client.set_instance_protection(
-                AutoScalingGroupName=stack.group,
-                InstanceIds=ids[first : first + PROTECTED_AT_ONCE],
-                ProtectedFromScaleIn=False,
-            )
+def _detach(bucket: str, stack: stacks.Stack) -> None:
+    """Take our notification away; a bucket that is gone, or not ours any more, keeps nobody from removing the stack."""
+    try:
+        notifications.detach(bucket, stack)
+    except TranscriptionError as error:
+        display.say(options.one_line(f"passed over: {error}"))

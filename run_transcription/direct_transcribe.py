@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
-from run_transcription import audio, chunking, optimized_loader, options, vad
+from run_transcription import (
+    channels,
+    chunking,
+    coverage,
+    languages,
+    optimized_loader,
+    options,
+    vad,
+)
 from run_transcription.assembly import Assembly
 from run_transcription.batches import Decoder
-from run_transcription.hearing import Heard
 from run_transcription.records import (
     SAMPLE_RATE,
     Advance,
@@ -26,6 +34,7 @@ from run_transcription.records import (
     Timing,
     Transcript,
 )
+from run_transcription.samples import clipped
 
 if TYPE_CHECKING:
     from run_transcription.records import Samples
@@ -33,42 +42,101 @@ if TYPE_CHECKING:
 AfterBatch = Callable[[Advance], None]
 
 
-def transcribe(
+def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who follows it
     blocks: Iterable[Samples],
     engine: Engine,
     decoding: Decoding,
     after_batch: AfterBatch | None = None,
     finished: Mapping[Chunk, Row] | None = None,
+    *,
+    kept: Sequence[int] | None = None,
 ) -> tuple[Transcript, Timing]:
     """Transcribe a recording that arrives in blocks (each float32 [samples] at 16 kHz), holding 17 minutes of it.
 
     `after_batch` is called with what each batch added; chunks whose rows are `finished` already, from an earlier try,
-    are not decoded again. The timing leaves out what only others know: decoding the file and storing the result.
+    are not decoded again. Where channels are `kept`, counted from 0, blocks are float32 [kept, samples], and each is
+    transcribed by itself. The timing leaves out what only others know: decoding the file and storing the result.
     Raises Rejected where the model can't decode so.
     """
     decoding = engine.check(decoding)
     began = time.perf_counter()
-    ear = vad.Ear(blocks, _detector(decoding), decoding.vad_threshold)
-    work = Assembly(engine, decoding, Decoder(engine, decoding, finished or {}))
+    numbers: tuple[int | None, ...] = (None,) if kept is None else tuple(number + 1 for number in kept)
+    heard = clipped(blocks, decoding.clip_timestamps)
+    streams = [heard] if kept is None else channels.separated(heard, len(kept))
+    lanes = [
+        _Lane(stream, engine, decoding, finished or {}, number) for stream, number in zip(streams, numbers, strict=True)
+    ]
     told = after_batch or (lambda _: None)
-    if decoding.sequential:
-        _one_after_the_other([*ear.heard()], engine, decoding, work)
-    else:
-        passages = chunking.passages(ear.heard(), decoding.chunk_length)
-        while batch := tuple(itertools.islice(passages, decoding.batch_size)):
-            told(Advance(batch[-1].chunk.end / SAMPLE_RATE, work.add(batch)))
-    told(Advance(ear.samples / SAMPLE_RATE, ()))
-    transcript = work.transcript(ear.samples / SAMPLE_RATE)
-    spent = work.decoder.timing
+    open_ones = list(lanes)
+    while open_ones:
+        lane = min(open_ones, key=lambda each: each.seconds)  # so that none is far ahead of the others
+        rows = lane.go_on()
+        if rows is None:
+            open_ones.remove(lane)
+        else:
+            told(Advance(min(each.seconds for each in open_ones), rows))
+    told(Advance(lanes[0].duration, ()))
+    spent = sum((lane.work.decoder.timing for lane in lanes), Timing())
     stages = Timing(features=spent.features, encode=spent.encode, generate=spent.generate)
-    return transcript, stages + Timing(wall=time.perf_counter() - began)
+    return _transcript(lanes, kept), stages + Timing(wall=time.perf_counter() - began)
 
 
-def _one_after_the_other(heard: list[Heard], engine: Engine, decoding: Decoding, work: Assembly) -> None:
-    """Let the model's own library go through the whole recording, which is held in memory for it."""
-    if heard:
-        samples = np.concatenate([block.samples for block in heard])
-        work.take(engine.transcribe_sequentially(samples, decoding), [r for block in heard for r in block.speech])
+class _Lane:
+    """One channel on its way to a transcript, or the mix of all."""
+
+    def __init__(
+        self,
+        blocks: Iterable[Samples],
+        engine: Engine,
+        decoding: Decoding,
+        finished: Mapping[Chunk, Row],
+        number: int | None,
+    ) -> None:
+        self.seconds = 0.0  # that are done
+        self._engine, self._decoding, self._number = engine, decoding, number
+        own = {replace(chunk, channel=None): row for chunk, row in finished.items() if chunk.channel == number}
+        self.work = Assembly(engine, decoding, Decoder(engine, decoding, own))
+        self._ear = vad.Ear(blocks, _detector(decoding), decoding.vad_threshold)
+        self._lots = self._all_at_once() if decoding.sequential else self._in_batches()
+
+    @property
+    def duration(self) -> float:
+        """Seconds heard so far."""
+        return self._ear.samples / SAMPLE_RATE
+
+    def go_on(self) -> tuple[tuple[Chunk, Row], ...] | None:
+        """Do the next batch, and return its rows; None where all is done."""
+        rows = next(self._lots, None)
+        return None if rows is None else tuple((replace(chunk, channel=self._number), row) for chunk, row in rows)
+
+    def _in_batches(self) -> Iterator[Iterable[tuple[Chunk, Row]]]:
+        passages = chunking.passages(self._ear.heard(), self._decoding.chunk_length)
+        one_by_one, size = self._decoding.condition_on_previous_text, self._decoding.batch_size
+        size = 1 if one_by_one else size
+        voting = self._decoding.language is None and not one_by_one
+        batches = -(-languages.WINDOWS // size) if voting else 1  # all that vote are decoded before any of them is kept
+        batch = tuple(itertools.islice(passages, batches * size))
+        while batch:
+            rows = self.work.add(batch)
+            self.seconds = batch[-1].chunk.end / SAMPLE_RATE
+            yield rows
+            batch = tuple(itertools.islice(passages, size))
+
+    def _all_at_once(self) -> Iterator[Iterable[tuple[Chunk, Row]]]:
+        """Let the model's own library go through the whole recording, which is held in memory for it."""
+        heard = [*self._ear.heard()]
+        if heard:
+            samples = np.concatenate([block.samples for block in heard])
+            rows = self._engine.transcribe_sequentially(samples, self._decoding)
+            self.work.take(rows, [region for block in heard for region in block.speech])
+        yield from ()
+
+
+def _transcript(lanes: Sequence[_Lane], kept: Sequence[int] | None) -> Transcript:
+    parts = [lane.work.transcript(lane.duration) for lane in lanes]
+    if kept is None:
+        return parts[0]
+    return channels.together(parts, kept, [coverage.length(coverage.merged(lane.work.speech)) for lane in lanes])
 
 
 def _detector(decoding: Decoding) -> vad.Detector:
@@ -85,9 +153,10 @@ def _detector(decoding: Decoding) -> vad.Detector:
 @options.decoding_options
 def main(recording: Path, spec: ModelSpec, decoding: Decoding) -> None:
     """Print the text of one RECORDING: decoding alone, without formats, folders or S3."""
+    options.refuse_unused(decoding, ("txt",))
     handle = optimized_loader.load(spec)
-    with audio.open_recording(recording) as reader:
-        transcript, _ = transcribe(reader.blocks(), handle.engine, decoding)
+    with channels.opened(recording, decoding.channels) as reader:
+        transcript, _ = transcribe(reader.blocks(), handle.engine, decoding, kept=reader.kept)
     click.echo(transcript.text.strip())
 
 

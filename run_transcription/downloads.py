@@ -60,6 +60,9 @@ def fetch(wanted: Stored, folder: Path, beat: Callable[[], None] = lambda: None)
                 answer = aws.s3().get_object(Bucket=bucket, Key=key, **condition, **rest)  # type: ignore[arg-type]
                 condition = condition or _if_match(answer["ETag"].strip('"'))
                 _check_room(wanted.address, answer["ContentLength"], folder)
+                if rest and "ContentRange" not in answer:  # all of it again: not every S3 gives the rest of a version
+                    file.seek(0)
+                    file.truncate()
                 for part in answer["Body"].iter_chunks(PART):
                     file.write(part)
                     beat()

@@ -22,6 +22,8 @@ TOKEN_SECONDS = 21_600  # the longest that a token may live
 ANSWER_SECONDS = 1.0  # the service is on the machine itself
 MARGIN = 15.0  # seconds kept of a spot instance's last two minutes
 LIFECYCLE_SECONDS = 60.0  # left to a job when the group takes the instance out
+LETTING_GO_SECONDS = 10  # that the group may take to wait for its hook, once it ends an instance
+TARGET_STATE = "autoscaling/target-lifecycle-state"
 
 log = logging.getLogger(__name__)
 
@@ -80,25 +82,54 @@ class Instance:
     def notice(self) -> Notice | None:
         """Return what the instance is told about its end, the most pressing first; None while it may stay."""
         for path, read in NOTICES:
-            try:
-                said = self.metadata.get(path)
-            except OSError as error:  # a service that is gone for a moment says nothing
-                log.debug("no word from the metadata service: %s", error)
-                return None
+            said = self._told(path)
             if said and (notice := read(said)) is not None:
                 return notice
         return None
 
     def end(self, *, smaller: bool) -> bool:
-        """End this instance, with `smaller` lowering what its group wants; False where the group must not shrink."""
+        """End this instance; False where it is in no group, or with `smaller` in one that must not shrink.
+
+        With `smaller` its group wants one less from then on, unless it has more instances than it wants.
+        """
         group = self._group()
-        if group is None or (smaller and group["DesiredCapacity"] <= group["MinSize"]):
+        if group is None:
+            return False
+        wanted, alive = group["DesiredCapacity"], [each for each in group["Instances"] if not _ends(each)]
+        shrinks = smaller and len(alive) <= wanted
+        if shrinks and wanted <= group["MinSize"]:
             return False
         with aws.plainly(f"end the instance {self.id}"):
             aws.client("autoscaling", self.region).terminate_instance_in_auto_scaling_group(
-                InstanceId=self.id, ShouldDecrementDesiredCapacity=smaller
+                InstanceId=self.id, ShouldDecrementDesiredCapacity=shrinks
             )
         return True
+
+    def let_go(self) -> None:
+        """Tell the hooks that hold this instance while it ends that its worker holds nothing any more.
+
+        Without that a group waits for their time-out. An instance that stays is left alone.
+        """
+        if self._told(TARGET_STATE) is None:
+            return  # it is in no group
+        client = aws.client("autoscaling", self.region)
+        with aws.plainly(f"let the instance {self.id} go"):
+            for _ in range(LETTING_GO_SECONDS):
+                member = self._member()
+                if member is None or member["LifecycleState"] != "Terminating":
+                    break
+                time.sleep(1)
+            if member is None or member["LifecycleState"] != "Terminating:Wait":
+                return
+            group = {"AutoScalingGroupName": member["AutoScalingGroupName"]}
+            for hook in client.describe_lifecycle_hooks(**group)["LifecycleHooks"]:
+                if hook["LifecycleTransition"] == "autoscaling:EC2_INSTANCE_TERMINATING":
+                    client.complete_lifecycle_action(
+                        **group,
+                        LifecycleHookName=hook["LifecycleHookName"],
+                        LifecycleActionResult="CONTINUE",
+                        InstanceId=self.id,
+                    )
 
     def out_of_service(self) -> None:
         """Tell the group that this instance is broken, so that another one takes its place."""
@@ -113,16 +144,25 @@ class Instance:
             found = aws.client("ssm", self.region).get_parameter(Name=parameter)
         return bool(found["Parameter"]["Value"] != self.image)
 
-    def _group(self) -> Any:
+    def _told(self, path: str) -> str | None:
+        try:
+            return self.metadata.get(path)
+        except OSError as error:  # a service that is gone for a moment says nothing
+            log.debug("no word from the metadata service: %s", error)
+            return None
+
+    def _member(self) -> Any:
         client = aws.client("autoscaling", self.region)
         with aws.plainly(f"find the group of the instance {self.id}"):
-            (found, *_) = client.describe_auto_scaling_instances(InstanceIds=[self.id])["AutoScalingInstances"] or [
-                None
-            ]
-            if found is None:
-                return None
-            name = found["AutoScalingGroupName"]
-            return client.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"][0]
+            found = client.describe_auto_scaling_instances(InstanceIds=[self.id])["AutoScalingInstances"]
+        return found[0] if found else None
+
+    def _group(self) -> Any:
+        if (member := self._member()) is None:
+            return None
+        client, names = aws.client("autoscaling", self.region), [member["AutoScalingGroupName"]]
+        with aws.plainly(f"find the group of the instance {self.id}"):
+            return client.describe_auto_scaling_groups(AutoScalingGroupNames=names)["AutoScalingGroups"][0]
 
 
 def instance() -> Instance | None:
@@ -137,6 +177,10 @@ def instance() -> Instance | None:
         log.debug("this is no EC2 instance: %s", error)
         return None
     return Instance(metadata, *facts) if facts[0] else None
+
+
+def _ends(member: Any) -> bool:
+    return bool(member["LifecycleState"].startswith("Terminat"))
 
 
 def _spot(said: str) -> Notice | None:
@@ -161,6 +205,6 @@ def _lifecycle(said: str) -> Notice | None:
 
 NOTICES: tuple[tuple[str, Callable[[str], Notice | None]], ...] = (
     ("spot/instance-action", _spot),
-    ("autoscaling/target-lifecycle-state", _lifecycle),
+    (TARGET_STATE, _lifecycle),
     ("events/recommendations/rebalance", _rebalance),
 )

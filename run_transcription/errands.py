@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from run_transcription import downloads, names, results, resume, storage, writers
+from run_transcription import asked, combinations, decoding_table, downloads, names, results, resume, storage, writers
 from run_transcription.ahead import ReadAhead
-from run_transcription.errors import Gone, Rejected, TranscriptionError
+from run_transcription.errors import DoneBefore, Gone, Rejected, TranscriptionError
 from run_transcription.failures import Breaker
 from run_transcription.journal import Entry, Journal
 from run_transcription.records import Decoding, Job, ModelHandle
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from run_transcription.uploads import Upload
 
 RECENT = 1000  # identities that are remembered, since duplicates follow one another closely
-
-
-class DoneBefore(Gone):
-    """A recording has its result or its failure already."""
+POLL_ENDS_SECONDS = 5.0  # that giving back waits for a poll under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Desk:
     decoding: Decoding
     formats: tuple[str, ...]
     output: str | None = None  # None: the recording's own bucket
-    buckets: frozenset[str] = frozenset()  # that recordings may lie in; empty: in any
+    buckets: frozenset[str] = frozenset()  # on S3, that recordings may lie in
 
 
 @dataclass(slots=True)
@@ -54,14 +51,19 @@ class Shift:
     heart: Heart
     journal: Journal = field(default_factory=Journal)
     breaker: Breaker = field(default_factory=Breaker)
-    save_seconds: float = 60.0  # between two savings of a long recording's progress
+    save_seconds: float = 60.0  # at most, between two savings of a long recording's progress
     given_back: set[str] = field(default_factory=set)  # addresses of recordings, and not done since
     open: int = 0  # errands that have not ended
     settled: float = field(default_factory=time.monotonic)  # when the last one did
     current: Errand | None = None  # with the model
     handed: deque[str | None] = field(default_factory=lambda: deque(maxlen=RECENT))  # identities, to the outlet
-    intake: threading.Thread | None = None  # that receives
+    polling: threading.Lock = field(default_factory=threading.Lock)  # held while the source is asked
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def let_poll_end(self) -> None:
+        """Wait, but not for ever, for a poll under way: it would bring back at once what is given back now."""
+        if self.polling.acquire(timeout=POLL_ENDS_SECONDS):
+            self.polling.release()
 
 
 class Tally:
@@ -93,12 +95,13 @@ class Errand:
         self.shift, self.upload, self.tally = shift, upload, tally
         self.job: Job | None = None  # known once its version is
         self.decoding, self.formats = shift.desk.decoding, shift.desk.formats
+        self._refusal: Rejected | None = None  # why its options can't be done
         self.progress = resume.Progress("")
         self.busy = 0.0
         with shift.lock:
             shift.open += 1
         self.folder = shift.folder / secrets.token_hex(8)
-        self.reader = ReadAhead(self._fetch, shift.heart.beat)
+        self.reader = ReadAhead(self._fetch, shift.heart.beat, lambda: self.decoding.channels)
 
     @property
     def known_job(self) -> Job:
@@ -109,6 +112,8 @@ class Errand:
 
     def settle(self, again: float | None) -> None:
         """End: the message may be finished or come again, and the temporary files are gone."""
+        if again is None and self.progress.kept:
+            resume.forget(self.progress.address)
         self.tally.settle(again)
         self.reader.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -144,8 +149,7 @@ class Errand:
         names.check_key(upload.key)
         self._check_options()
         address = names.work_of(self._output(), str(job.identity))
-        before = resume.load(address) if self.tally.delivery.receives > 1 else resume.NOTHING
-        self.progress = resume.Progress(address, before)
+        self.progress = resume.Progress(address, resume.load(address))
         if not storage.is_s3(upload.address):
             return Path(upload.address)
         etag = upload.version if upload.version_id is None else None  # a replaced recording is another job's
@@ -162,31 +166,44 @@ class Errand:
         upload = self.upload
         if upload.address.startswith(tuple(storage.join(self._output(), own) for own in names.OWN_PREFIXES)):
             raise Gone(f"{upload.address} is passed over: a worker wrote it")
-        if upload.version and storage.is_s3(upload.address):
-            return upload
         if storage.is_s3(upload.address):
-            found = storage.look(upload.address)
-            if found is None:
-                raise Gone(f"{upload.address} is gone by now")
-            return replace(upload, version=found.version_id or found.etag or "", version_id=found.version_id)
+            return self._looked_up(upload)
         if storage.version(upload.address) != upload.version:
             raise Gone(f"{upload.address} is gone, or another one by now")
         return upload
+
+    def _looked_up(self, upload: Upload) -> Upload:
+        """Complete an upload by its object's version and by what its metadata ask for; what the job says goes first."""
+        found = storage.look(upload.address, upload.version_id)
+        if not upload.version:
+            if found is None:
+                raise Gone(f"{upload.address} is gone by now")
+            upload = replace(upload, version=found.version_id or found.etag or "", version_id=found.version_id)
+        if found is None or upload.version not in {found.version_id, found.etag}:
+            return upload  # another one's metadata are none of its own; fetching it says that it is gone
+        return replace(upload, options=asked.merged(asked.from_metadata(dict(found.metadata)), upload.options))
 
     def _output(self) -> str:
         return self.shift.desk.output or self.upload.root
 
     def _job(self, upload: Upload) -> Job:
         """Name the job by what it shall be; whether that is possible is found out afterwards."""
-        desk, wanted = self.shift.desk, upload.options
-        given = {name: value for name in ("language", "task") if (value := getattr(wanted, name)) is not None}
-        self.decoding = replace(desk.decoding, **given)
-        self.formats = tuple(dict.fromkeys(("json", *wanted.formats))) if wanted.formats else desk.formats
-        identity = names.identity(upload, desk.handle.engine.facts, self.decoding, self.formats)
+        desk, given = self.shift.desk, dict(upload.options)
+        if formats := given.pop("formats", ""):
+            self.formats = tuple(dict.fromkeys(("json", *(name.strip() for name in formats.split(",")))))
+        try:
+            self.decoding = decoding_table.with_given(desk.decoding, tuple(given.items()))
+        except Rejected as refusal:
+            self._refusal = refusal
+        refused = upload.options if self._refusal else ()
+        identity = names.identity(upload, desk.handle.engine.facts, self.decoding, self.formats, refused)
         return names.job_for(upload, self._output(), identity)
 
     def _check_options(self) -> None:
         """Raise Rejected for what this worker can't do."""
-        self.decoding = self.shift.desk.handle.engine.check(self.decoding)
+        if self._refusal is not None:
+            raise self._refusal
         if unknown := [name for name in self.formats if name not in writers.FORMATS]:
             raise Rejected("unsupported_option", f"there is no format {unknown[0]!r:.40}")
+        combinations.refuse_unused(self.decoding, self.formats)
+        self.decoding = self.shift.desk.handle.engine.check(self.decoding)

@@ -25,6 +25,10 @@ class Gone(TranscriptionError):
     """A recording is not there any more, or another content has taken its place: there is nothing left to do."""
 
 
+class DoneBefore(Gone):
+    """A recording has its result or its failure already, from an earlier try or from another worker."""
+
+
 class BrokenOff(TranscriptionError):
     """A job was left between two batches, since the worker must end before the job could."""
 

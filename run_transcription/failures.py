@@ -6,13 +6,13 @@ import threading
 from collections.abc import Iterator
 from enum import Enum
 
-from run_transcription.errors import BrokenOff, Gone, ModelNotLoaded, OutOfOrder, Rejected
+from run_transcription.errors import BrokenOff, Gone, ModelNotLoaded, OutOfMemory, OutOfOrder, Rejected
 
 FIRST_BACK_OFF = 5.0  # seconds until a transient failure is tried again; twice as long each time
 LONGEST_BACK_OFF = 900.0
 MOST_ENVIRONMENT_FAILURES = 3  # in a row; then the machine is broken
 BROKEN_GPU = ("CUDA error", "CUDA driver", "cuDNN", "CUBLAS_STATUS", "no kernel image", "NVIDIA driver", "device-side")
-NO_MEMORY = ("OutOfMemoryError",)  # torch's, by its name: torch is not imported for it
+NO_MEMORY = "OutOfMemoryError"  # torch's, by its name: torch is not imported for it
 
 
 class Kind(Enum):
@@ -34,7 +34,7 @@ def kind_of(error: BaseException) -> Kind:
             return Kind.PERMANENT
         if isinstance(each, BrokenOff):
             return Kind.BROKEN_OFF
-        if isinstance(each, MemoryError) or type(each).__name__ in NO_MEMORY:
+        if isinstance(each, (MemoryError, OutOfMemory)) or type(each).__name__ == NO_MEMORY:
             return Kind.TRANSIENT
         if isinstance(each, (OutOfOrder, ModelNotLoaded)) or _breaks_the_gpu(each):
             return Kind.ENVIRONMENT
@@ -82,4 +82,5 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _breaks_the_gpu(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in BROKEN_GPU)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return any(word in said for word in BROKEN_GPU) and "out of memory" not in said

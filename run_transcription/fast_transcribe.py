@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
 from run_transcription import (
     audio,
+    channels,
     direct_transcribe,
     display,
     downloads,
@@ -23,10 +25,9 @@ from run_transcription import (
     writers,
 )
 from run_transcription.display import Progress
-from run_transcription.errors import Rejected, TranscriptionError
+from run_transcription.errors import DoneBefore, Rejected, TranscriptionError
 from run_transcription.records import (
     Advance,
-    AudioFacts,
     Chunk,
     Decoding,
     Failure,
@@ -40,29 +41,10 @@ from run_transcription.records import (
 from run_transcription.timeline import Timeline
 
 if TYPE_CHECKING:
+    from run_transcription.channels import Recording
     from run_transcription.direct_transcribe import AfterBatch
-    from run_transcription.records import Samples
 
 STANDARD_OUTPUT = "-"
-
-
-class Recording(Protocol):
-    """A recording being decoded, as audio.AudioReader is."""
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent decoding so far."""
-
-    @property
-    def duration_hint(self) -> float | None:
-        """The length in seconds that the container claims, where it can be true."""
-
-    @property
-    def facts(self) -> AudioFacts:
-        """What decoding found; complete after the last block."""
-
-    def blocks(self) -> Iterator[Samples]:
-        """Yield float32 [samples]."""
 
 
 def process(
@@ -89,7 +71,7 @@ def transcribe_file(
     path: Path, job: Job, handle: ModelHandle, decoding: Decoding, progress: Progress | None = None
 ) -> Result:
     """Transcribe a local file, and store nothing. Raises Rejected where it holds no sound."""
-    with audio.open_recording(path) as reader:
+    with channels.opened(path, decoding.channels) as reader:
 
         def report(advance: Advance) -> None:
             if progress is not None:
@@ -113,7 +95,9 @@ def transcribe_recording(
     """Transcribe a recording as it is decoded; both functions are as in direct_transcribe. Raises Rejected."""
     began = time.perf_counter()
     engine, decoding = task.handle.engine, task.decoding
-    transcript, timing = direct_transcribe.transcribe(reader.blocks(), engine, decoding, after_batch, finished)
+    transcript, timing = direct_transcribe.transcribe(
+        reader.blocks(), engine, decoding, after_batch, finished, kept=reader.kept
+    )
     timing = replace(timing, decode=reader.seconds, wall=time.perf_counter() - began)
     return Result("COMPLETED", task.job, decoding, engine.facts, task.handle.load, transcript, reader.facts, timing)
 
@@ -125,30 +109,33 @@ def failure(rejection: Rejected, job: Job, handle: ModelHandle, decoding: Decodi
 
 
 def store_failure(result: Result) -> None:
-    """Store the json of a failure, once for each identity."""
+    """Store the json of a failure, once for each identity. Raises DoneBefore where another worker was faster."""
     assert result.job.failed is not None  # noqa: S101 - whoever calls this has named a place
-    written = _written(result, "json", Path(result.job.recording))
-    storage.store(result.job.failed, written, if_absent=result.job.identity is not None)
+    _store_one(result, "json", result.job.failed, Path(result.job.recording))
 
 
 def store(result: Result, path: Path, formats: Sequence[str], began: float) -> Result:
-    """Store the files of a result; the json comes last, since it names the others with their sha256."""
+    """Store the files of a result, the json last, as it names the others. Raises DoneBefore as `store_failure` does."""
     uploading = time.perf_counter()
     for name in sorted(formats, key="json".__eq__):
         now = time.perf_counter()
         result = replace(result, timing=replace(result.timing, upload=now - uploading, wall=now - began))
-        stored = _store_one(result, name, path)
+        address = result.job.results + writers.FORMATS[name].extension
+        stored = _store_one(result, name, address, path)
         result = replace(result, files={**result.files, name: stored})
     return result
 
 
-def _store_one(result: Result, name: str, path: Path) -> StoredFile:
+def _store_one(result: Result, name: str, address: str, path: Path) -> StoredFile:
     """Keep a file that is there already if its address has the job's identity: the same work was done before.
 
     That goes for each format, or of two workers with one message the one's json would name the other's texts.
     """
-    address = result.job.results + writers.FORMATS[name].extension
-    return storage.store(address, _written(result, name, path), if_absent=result.job.identity is not None)
+    written = _written(result, name, path)
+    stored = storage.store(address, written, if_absent=result.job.identity is not None)
+    if name == "json" and stored.sha256 != hashlib.sha256(written).hexdigest():  # ours has our own times in it
+        raise DoneBefore(f"{result.job.recording} was done by another worker meanwhile")
+    return stored
 
 
 def _written(result: Result, name: str, path: Path) -> bytes:
@@ -193,6 +180,7 @@ def transcribe(  # noqa: PLR0913 - one for each option
     formats = formats or (("txt",) if printed else options.DEFAULT_FORMATS)
     if printed and (len(formats) > 1 or formats == ("png",)):
         raise click.UsageError(f"{' '.join(formats)} can't be printed: say with -o DIR where the files go.")
+    options.refuse_unused(decoding, formats)
     if not printed:
         storage.require_writable(output_dir)
     jobs = jobs_for(named, output_dir)
@@ -200,7 +188,7 @@ def transcribe(  # noqa: PLR0913 - one for each option
     if not failures:
         timeline = Timeline()
         handle = timeline.watch(optimized_loader.load(spec, timeline=timeline))
-        decoding = handle.engine.check(decoding)
+        decoding = handle.engine.check(decoding)  # a code for each language, and what this model can't do
         deliver = _print if printed else process
 
         def one(job: Job, progress: Progress) -> Result:

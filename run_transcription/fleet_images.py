@@ -11,6 +11,7 @@ from run_transcription.errors import TranscriptionError
 from run_transcription.images import ROLE, Image
 
 LIVING = ["pending", "running", "stopping", "stopped", "shutting-down"]
+IMAGES = "aws:ec2:image"  # type of a parameter that names one
 STANDING = ["pending", "running", "stopping", "stopped"]
 
 
@@ -18,7 +19,7 @@ def name(region: str, parameter: str, image_id: str) -> None:
     """Let a parameter name an image; the service itself checks that there is such an image."""
     with aws.plainly(f"write {parameter}"):
         aws.client("ssm", region).put_parameter(
-            Name=parameter, Value=image_id, Type="String", DataType="aws:ec2:image", Overwrite=True
+            Name=parameter, Value=image_id, Type="String", DataType=IMAGES, Overwrite=True
         )
 
 
@@ -33,7 +34,7 @@ def roll_back(region: str, parameter: str) -> str:
 
 
 def users(region: str, parameter: str) -> dict[str, list[str]]:
-    """Return who uses each image: launch templates in all versions, the parameters and their last value, instances."""
+    """Return who uses each image: launch templates in all versions, parameters and their last value, instances."""
     found: dict[str, list[str]] = defaultdict(list)
     for image, user in (*_templates(region), *_parameters(region, parameter), *_instances(region)):
         found[image].append(user)
@@ -88,10 +89,11 @@ def _versions(ec2: Any, region: str, template: dict[str, Any]) -> Iterator[tuple
 
 
 def _parameters(region: str, prefix: str) -> Iterator[tuple[str, str]]:
-    """Yield what the parameters name, and what they named before: the way back must lead somewhere."""
-    with aws.plainly(f"read {prefix}"):
-        pages = aws.client("ssm", region).get_paginator("get_parameters_by_path").paginate(Path=prefix, Recursive=True)
-        names = [found["Name"] for page in pages for found in page["Parameters"]]
+    """Yield what ours and all that are declared to name images name, and named before: the way back must lead back."""
+    with aws.plainly("list the parameters that name images"):
+        pages = aws.client("ssm", region).get_paginator("describe_parameters").paginate()
+        found = [each for page in pages for each in page["Parameters"]]
+    names = [each["Name"] for each in found if each.get("DataType") == IMAGES or each["Name"].startswith(f"{prefix}/")]
     for parameter in names:
         past = _history(region, parameter)
         yield past[-1], parameter

@@ -1,7 +1,8 @@
-"""How a stack is doing: queues, instances, throughput, failed launches, hours and cost."""
+"""How a stack is doing: queues, alarms, instances, throughput, failed launches, hours and cost."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 COUNTED = ("finished", "failed", "audio_seconds", "busy", "self_test_failures")  # the template's metric filters
 SINCE = timedelta(hours=1)
 MOST_ACTIVITIES = 50
+ALARM_NAME = re.compile(r"([A-Za-z]+)-[A-Za-z0-9]+")  # after the stack's: CloudFormation adds letters of chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,24 @@ class FailedLaunch:
 
 
 @dataclass(frozen=True, slots=True)
+class Alarm:
+    """An alarm of the stack that stands, and what it says."""
+
+    name: str
+    since: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All of it; what is counted is that of the last hour."""
 
     stack: str
     status: str
     queues: tuple[Queue, ...]
-    image: str | None = None
+    alarms: tuple[Alarm, ...]
+    fleet: bool = False
+    image: str | None = None  # that new instances start from; None: nobody says
     wanted: int = 0
     instances: tuple[Instance, ...] = ()
     failed_launches: tuple[FailedLaunch, ...] = ()
@@ -84,21 +97,23 @@ def make(stack: Stack, now: datetime) -> Report:
         queue(role, url, stack.region)
         for role, url in (("live", stack.live_url), ("backfill", stack.backfill_url), ("dead", stack.dead_letter_url))
     )
+    alarms = _alarms(stack)
     if stack.group is None:
-        return Report(stack.name, stack.status, queues)
-    with aws.plainly(f"read {stack.image_parameter}"):
-        image = aws.client("ssm", stack.region).get_parameter(Name=stack.image_parameter)["Parameter"]["Value"]
-    wanted, instances, warnings = _instances(stack, now)
+        return Report(stack.name, stack.status, queues, alarms)
+    image, unread = _image(stack)
+    wanted, instances, unpriced = _instances(stack, now)
     return Report(
         stack.name,
         stack.status,
         queues,
-        image,
-        wanted,
-        instances,
-        _failed_launches(stack),
+        alarms,
+        fleet=True,
+        image=image,
+        wanted=wanted,
+        instances=instances,
+        failed_launches=_failed_launches(stack),
         **_counts(stack, now),
-        warnings=warnings,
+        warnings=unread + unpriced,
     )
 
 
@@ -108,6 +123,30 @@ def queue(role: str, url: str, region: str) -> Queue:
         found = aws.sqs(region).get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
     waiting, in_work = found["ApproximateNumberOfMessages"], found["ApproximateNumberOfMessagesNotVisible"]
     return Queue(role, int(waiting), int(in_work))
+
+
+def _alarms(stack: Stack) -> tuple[Alarm, ...]:
+    """Return the stack's alarms that stand; those of a stack whose name only begins alike are left out."""
+    prefix = f"{stack.name}-"
+    with aws.plainly("look at the alarms"):
+        pages = aws.client("cloudwatch", stack.region).get_paginator("describe_alarms")
+        found = [
+            (name[1], each)
+            for page in pages.paginate(AlarmNamePrefix=prefix)
+            for each in page["MetricAlarms"]
+            if each["StateValue"] == "ALARM" and (name := ALARM_NAME.fullmatch(each["AlarmName"].removeprefix(prefix)))
+        ]
+    return tuple(Alarm(name, _time(each["StateUpdatedTimestamp"]), each["AlarmDescription"]) for name, each in found)
+
+
+def _image(stack: Stack) -> tuple[str | None, tuple[str, ...]]:
+    """Return the image that new instances start from; without one there is a warning, and all else is told."""
+    try:
+        with aws.plainly(f"read {stack.image_parameter}"):
+            found = aws.client("ssm", stack.region).get_parameter(Name=stack.image_parameter)
+    except TranscriptionError as error:
+        return None, (f"no instance can start: {error}",)
+    return found["Parameter"]["Value"], ()
 
 
 def _instances(stack: Stack, now: datetime) -> tuple[int, tuple[Instance, ...], tuple[str, ...]]:
@@ -160,10 +199,14 @@ def _failed_launches(stack: Stack) -> tuple[FailedLaunch, ...]:
             AutoScalingGroupName=stack.group, MaxRecords=MOST_ACTIVITIES
         )["Activities"]
     return tuple(
-        FailedLaunch(each["StartTime"].astimezone(UTC).isoformat(timespec="seconds"), each.get("StatusMessage", ""))
+        FailedLaunch(_time(each["StartTime"]), each.get("StatusMessage", ""))
         for each in found
         if each["StatusCode"] in {"Failed", "Cancelled"}
     )
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _counts(stack: Stack, now: datetime) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ BASE_PARAMETER = (
 ROLE = "transcribe:role"  # builder or image
 LAYER = "transcribe:layer"  # what its packages were installed from
 BASE_ID, BASE_NAME = "transcribe:base-image", "transcribe:base-image-name"
+STATE = "transcribe:state-sha256"  # written last, on what is proved and answers only to IMDSv2
+TOKENS_ONLY = "v2.0"  # EC2's word for it
+SETTLE_SECONDS = 60.0  # until EC2 shows what it was told
 TAG_LENGTH = 256  # characters that EC2 takes
 
 
@@ -27,6 +31,7 @@ class Image:
     state: str
     tags: dict[str, str]
     snapshots: tuple[str, ...]
+    imds: str  # v2.0: its instances answer only to who asks with a token
 
 
 def require_region(wanted: str | None) -> str:
@@ -96,22 +101,37 @@ def one(region: str, image_id: str) -> Image:
 
 
 def zones(region: str) -> list[str]:
-    """Return the availability zones of a region that are open to this account."""
+    """Return the zones of a region that are open to this account; raises TranscriptionError where there is none."""
     with aws.plainly(f"list the zones of {region}"):
         filters = [{"Name": "state", "Values": ["available"]}, {"Name": "zone-type", "Values": ["availability-zone"]}]
         found = aws.client("ec2", region).describe_availability_zones(Filters=filters)["AvailabilityZones"]
+    if not found:
+        raise TranscriptionError(f"{region} has no zone that is open to this account")
     return sorted(zone["ZoneName"] for zone in found)
 
 
 def complete(region: str, image_id: str, tags: Mapping[str, str], *, imds: bool) -> None:
-    """Write tags on an image and its snapshots; with `imds` let its instances answer only to who asks with a token."""
-    image = one(region, image_id)
+    """Mark an image and its snapshots as finished, once its instances answer only to who asks with a token.
+
+    With `imds` that is asked for first: packer could not. Raises TranscriptionError.
+    """
     pairs = [{"Key": key, "Value": value[:TAG_LENGTH]} for key, value in tags.items()]
-    with aws.plainly(f"complete {image_id}, which is made but not marked"):
+    with aws.plainly(f"finish {image_id}, which is made but can't be published (bake again; ami gc removes it)"):
         ec2 = aws.client("ec2", region)
-        ec2.create_tags(Resources=[image_id, *image.snapshots], Tags=pairs)
         if imds:
-            ec2.modify_image_attribute(ImageId=image_id, Attribute="imdsSupport", ImdsSupport={"Value": "v2.0"})
+            ec2.modify_image_attribute(ImageId=image_id, Attribute="imdsSupport", ImdsSupport={"Value": TOKENS_ONLY})
+        snapshots = _with_tokens(region, image_id).snapshots
+        ec2.create_tags(Resources=[image_id, *snapshots], Tags=pairs)
+
+
+def _with_tokens(region: str, image_id: str) -> Image:
+    """Return an image that answers only to tokens, as EC2 itself says; raises TranscriptionError where it does not."""
+    until = time.monotonic() + SETTLE_SECONDS
+    while (found := one(region, image_id)).imds != TOKENS_ONLY:
+        if time.monotonic() > until:
+            raise TranscriptionError(f"{image_id} is made, but EC2 does not show IMDSv2 on it: bake again")
+        time.sleep(1)
+    return found
 
 
 def _images(region: str, **wanted: object) -> Iterator[Image]:
@@ -126,6 +146,7 @@ def _images(region: str, **wanted: object) -> Iterator[Image]:
                     state=found.get("State", ""),
                     tags={tag["Key"]: tag["Value"] for tag in found.get("Tags", ())},
                     snapshots=tuple(ebs["SnapshotId"] for ebs in mappings if "SnapshotId" in ebs),
+                    imds=found.get("ImdsSupport", ""),
                 )
 
 

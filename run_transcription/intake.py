@@ -39,14 +39,12 @@ class Intake:
 
     def __enter__(self) -> Self:
         """Begin to receive."""
-        self.shift.intake = self._thread
         self._thread.start()
         return self
 
     def __exit__(self, *_exception: object) -> None:
         """Stop receiving, and give back what has not been begun."""
-        if not self.shift.stop.requested:
-            self.shift.stop.ask("the worker ends", None)
+        self.shift.stop.ask("", None)  # where the worker ends by itself, it has said why
         self._thread.join()
         while (errand := self.next(0.0)) is not None:
             conclude(errand, BrokenOff("it had not been begun"))
@@ -81,16 +79,24 @@ class Intake:
     def _slot(self) -> bool:
         """Wait until there is room for one more; False where the worker ends."""
         while not self.shift.stop.requested:
-            if self.shift.breaker.doubtful:  # a broken machine would take the same message again and again
+            if self._closed:
                 time.sleep(WAKE_SECONDS)
             elif self._slots.acquire(timeout=WAKE_SECONDS):
                 return True
         return False
 
+    @property
+    def _closed(self) -> bool:
+        """Whether nothing may be received: a broken machine would take the same message again and again."""
+        return self.shift.stop.requested or self.shift.breaker.doubtful
+
     def _receive(self) -> Delivery | None:
         began = time.monotonic()
         try:
-            delivery = self.source.receive()
+            with self.shift.polling:  # whoever gives a message back waits for its end
+                if self._closed:
+                    return None
+                delivery = self.source.receive()
         except TranscriptionError as error:
             log.error("%s", error)  # noqa: TRY400 - one line says it all
             self.failures += 1

@@ -87,12 +87,13 @@ class Journal:
             busy=entry.busy,
             audio_seconds=entry.audio_seconds,
             resumed=entry.resumed,
-            rtfx=entry.audio_seconds / entry.busy if done and entry.busy else None,
+            rtfx=(entry.audio_seconds - entry.resumed) / entry.busy if done and entry.busy else None,
             strategy=entry.strategy,
             retries=entry.receives - 1,
             cost=None if price is None else entry.busy * price / 3600,
             finished=int(done),
             failed=int(entry.status == "FAILED"),
+            given_back=int(entry.status == "AGAIN"),
         )
 
     def count(self, **counted: int) -> None:
@@ -119,6 +120,9 @@ class Journal:
         about = {"Timestamp": round(time.time() * 1000), "CloudWatchMetrics": [directive]}
         rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()}
         line = json.dumps({"_aws": about, **rounded})
-        with self._lock:
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+        try:
+            with self._lock:
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
+        except OSError as error:  # a full disk under the log, a reader that has gone: the job is done for all that
+            log.warning("the journal can't be written: %s", error)

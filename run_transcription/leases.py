@@ -51,12 +51,12 @@ class Lease:
     queue_url: str
     receipt: str
     visibility_seconds: float
-    taken: float = field(default_factory=time.monotonic)
+    taken: float = field(default_factory=time.monotonic)  # before it was received: the answer may have been slow
     until: float = field(init=False)  # hidden at least until then, on the monotonic clock
     lost: bool = False
 
     def __post_init__(self) -> None:
-        """Count from the moment before the receipt, or a slow answer would be taken for a lost message too late."""
+        """Reckon until when the message is hidden."""
         self.until = self.taken + self.visibility_seconds
 
     def renew(self) -> None:

@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_plus
 
+from run_transcription import asked
 from run_transcription.errors import TranscriptionError
-from run_transcription.uploads import JobOptions, Upload
+from run_transcription.records import Given
+from run_transcription.uploads import Upload
 
 DEEPEST = 3  # envelopes around an event, such as SNS's
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 JOB_FIELDS = frozenset({"bucket", "key", "version_id", "options"})
-OPTIONS: dict[str, Callable[[Any], bool]] = {
-    "language": lambda value: isinstance(value, str),
-    "task": lambda value: value in ("transcribe", "translate"),
-    "formats": lambda value: isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value),
-}
 
 Event = dict[str, Any]
 
@@ -90,16 +87,12 @@ def _from_job(event: Event, _depth: int) -> Iterator[Upload]:
     """Read a job written by hand: its version is looked up where it has none."""
     if unknown := event.keys() - JOB_FIELDS:
         raise Poison(f"it is a job with unknown fields: {', '.join(sorted(map(repr, unknown)))}")
-    options = event.get("options") or {}
-    for name, value in options.items():
-        if name not in OPTIONS or not OPTIONS[name](value):
-            raise Poison(f"it is a job with an unknown option: {name!r} can't be {value!r:.60}")
-    wanted = JobOptions(options.get("language"), options.get("task"), tuple(options.get("formats", ())))
-    yield from _upload(event["bucket"], event["key"], None, (event.get("version_id"), None, None), wanted)
+    given = asked.from_job(event.get("options") or {})
+    yield from _upload(event["bucket"], event["key"], None, (event.get("version_id"), None, None), given)
 
 
 def _upload(
-    bucket: str, key: str, size: int | None, facts: tuple[Any, Any, Any], options: JobOptions | None = None
+    bucket: str, key: str, size: int | None, facts: tuple[Any, Any, Any], options: Given = ()
 ) -> Iterator[Upload]:
     """Yield a recording, but not the empty object that a folder made in the console is; facts are S3's."""
     for text in (bucket, key, *(fact for fact in facts if fact is not None)):
@@ -111,7 +104,7 @@ def _upload(
         return
     version_id, etag, sequencer = facts
     version_id = None if version_id == "null" else version_id
-    yield Upload(f"s3://{bucket}", key, version_id or etag or "", version_id, sequencer, options or JobOptions())
+    yield Upload(f"s3://{bucket}", key, version_id or etag or "", version_id, sequencer, options)
 
 
 SHAPES = (

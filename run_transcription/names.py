@@ -13,7 +13,7 @@ from run_transcription.records import Job
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from run_transcription.records import Decoding, ModelFacts
+    from run_transcription.records import Decoding, Given, ModelFacts
     from run_transcription.uploads import Upload
 
 UPLOADS = "uploads/"  # the prefix that triggers, unless told otherwise
@@ -23,14 +23,14 @@ LONGEST_FOLDER = 255  # bytes of one name that file systems take
 ROOM = 100  # bytes for all that a name has beside the key: prefix, identity, file
 
 
-def identity(upload: Upload, model: ModelFacts, decoding: Decoding, formats: Sequence[str]) -> str:
-    """Return 16 hex digits that differ for another content, another model or other options.
+def identity(upload: Upload, model: ModelFacts, decoding: Decoding, formats: Sequence[str], refused: Given = ()) -> str:
+    """Return 16 hex digits that differ for another content, another model or other options, those `refused` too.
 
     Engine and dtype count too: a fleet of unlike machines must not mix two texts in one result.
     """
     content = [upload.root.removeprefix("s3://"), upload.key, upload.version]
     facts = [*content, model.revision, model.engine, model.dtype, asdict(decoding), sorted(formats)]
-    return hashlib.sha256(_bytes(json.dumps(facts, sort_keys=True))).hexdigest()[:16]
+    return hashlib.sha256(_bytes(json.dumps([*facts, *refused], sort_keys=True))).hexdigest()[:16]
 
 
 def results_of(output: str, key: str) -> str:
@@ -67,6 +67,7 @@ def job_for(upload: Upload, output: str, identity: str) -> Job:
         identity=identity,
         version=upload.version,
         sequencer=upload.sequencer,
+        options=upload.options,
     )
 
 

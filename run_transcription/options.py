@@ -17,15 +17,17 @@ import errno
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 import click
+from click.core import ParameterSource
 
-from run_transcription import decoding_table, storage, writers
-from run_transcription.errors import TranscriptionError
+from run_transcription import asked, combinations, decoding_table, storage, writers
+from run_transcription.errors import Rejected, TranscriptionError
 from run_transcription.records import Decoding, ModelSpec
 
 DEFAULT_MODEL = "openai/whisper-large-v3-turbo"
@@ -100,6 +102,19 @@ class WrongUsage(click.ClickException):
         super().__init__(one_line(f"{error.format_message()} (--help shows all options)"))
 
 
+class BucketName(click.ParamType[str]):
+    """The name of a bucket, for which its address may stand too."""
+
+    name = "bucket"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name."""
+        found = value.removeprefix(storage.SCHEME).rstrip("/")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", found):
+            self.fail(f"{value!r} is no name of a bucket.", param, ctx)
+        return found
+
+
 def environment_variable(option: click.Option) -> str:
     """Return the variable that an option is read from, by its longest name: one for all commands that have it."""
     return "TRANSCRIBE_" + max(option.opts, key=len).lstrip("-").replace("-", "_").upper()
@@ -132,9 +147,33 @@ def decoding_options(function: Function) -> Function:
     @functools.wraps(function)
     def with_decoding(*positional: Any, **named: Any) -> Any:
         chosen = {field.name: named.pop(field.name) for field in dataclasses.fields(Decoding) if field.name in named}
-        return function(*positional, decoding=Decoding(**chosen), **named)
+        decoding = Decoding(**chosen)
+        refuse_unused(decoding)
+        return function(*positional, decoding=decoding, **named)
 
     return _with(with_decoding, decoding_table.OPTIONS)
+
+
+def refuse_unused(decoding: Decoding, formats: tuple[str, ...] | None = None) -> None:
+    """Raise UsageError for options that would change nothing, as `combinations.refuse_unused` knows them."""
+    try:
+        combinations.refuse_unused(decoding, formats)
+    except Rejected as error:
+        raise click.UsageError(f"{error}.") from error
+
+
+def given_options(function: Function) -> Function:
+    """Add the options that a recording may bring along; the function gets `given`: those given, a Given."""
+    table = decoding_table.options()
+
+    @functools.wraps(function)
+    def with_given(*positional: Any, **named: Any) -> Any:
+        source = click.get_current_context().get_parameter_source
+        chosen = {name: named.pop(name) for name in table if source(name) is not ParameterSource.DEFAULT}
+        others = {name: value for name, value in named.items() if name not in table}
+        return function(*positional, given=asked.from_job(chosen), **others)
+
+    return _with(with_given, [add for _, add in table.values()])
 
 
 def format_option(

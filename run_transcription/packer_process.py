@@ -38,6 +38,8 @@ STEPS = (
 )
 CAPACITY = re.compile(
     r"Insufficient\w*Capacity|no Spot capacity|UnfulfillableCapacity|SpotMaxPriceTooLow|MaxSpotInstanceCountExceeded"
+    # of a fleet packer says EC2's sentence without its code
+    r"|not have sufficient .*capacity|Spot request price .* is lower|Max spot instance count exceeded"
     r"|instance type .* is not supported in your requested Availability Zone",
     re.IGNORECASE,
 )
@@ -171,11 +173,10 @@ def build(packer: Packer, arguments: Sequence[str], environment: Mapping[str, st
     return course
 
 
-def _follow(process: subprocess.Popen[str], course: Course, keep: Callable[[str], None], watch: Watch) -> None:
+def _follow(process: subprocess.Popen[str], course: Course, keep: Callable[[str], str], watch: Watch) -> None:
     assert process.stdout is not None  # noqa: S101 - it was asked for
     for line in process.stdout:
-        keep(line)
-        kind, text = said(line)
+        kind, text = said(keep(line))
         if kind == "error":
             course.errors.append(text)
         step = step_of(text) if kind == "say" else None
@@ -185,10 +186,12 @@ def _follow(process: subprocess.Popen[str], course: Course, keep: Callable[[str]
             watch.on_step(step, course.since)
 
 
-def _keep(log: TextIO, secret: str, line: str) -> None:
-    """Write a line into the log at once, without the token should a program have said it."""
-    log.write(line.replace(secret, "<HF_TOKEN>") if secret else line)
+def _keep(log: TextIO, secret: str, line: str) -> str:
+    """Write a line into the log at once, and return it; without the token should a program have said it."""
+    harmless = line.replace(secret, "<HF_TOKEN>") if secret else line
+    log.write(harmless)
     log.flush()
+    return harmless
 
 
 def said(line: str) -> tuple[str, str]:

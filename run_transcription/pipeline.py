@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from run_transcription import fast_transcribe, options, results, resume, storage
-from run_transcription.errands import DoneBefore, Errand, Shift, Tally
-from run_transcription.errors import TranscriptionError
+from run_transcription import fast_transcribe, options, results, storage
+from run_transcription.errands import Errand, Shift, Tally
+from run_transcription.errors import DoneBefore, TranscriptionError
 from run_transcription.failures import Kind, back_off, kind_of
 from run_transcription.messages import Poison
 
@@ -40,7 +40,7 @@ def errands(shift: Shift, delivery: Delivery) -> list[partial[Errand]]:
     """Return what makes an errand of each recording; a delivery without one is finished. Raises Poison."""
     for upload in delivery.uploads:
         bucket = upload.root.removeprefix(storage.SCHEME)
-        if shift.desk.buckets and storage.is_s3(upload.root) and bucket not in shift.desk.buckets:
+        if storage.is_s3(upload.root) and bucket not in shift.desk.buckets:
             raise Poison(f"it names the bucket {bucket}, which this worker was not told")
     if not delivery.uploads:
         delivery.finish()
@@ -65,8 +65,11 @@ def conclude(errand: Errand, error: BaseException) -> Kind:
     if kind is Kind.ENVIRONMENT:
         shift.breaker.failed()
         shift.journal.count(environment_failures=1)
-    receives = errand.tally.delivery.receives
-    errand.settle(0.0 if kind in (Kind.ENVIRONMENT, Kind.BROKEN_OFF) else back_off(receives))
+    if kind in (Kind.ENVIRONMENT, Kind.BROKEN_OFF):
+        shift.let_poll_end()
+        errand.settle(0.0)
+    else:
+        errand.settle(back_off(errand.tally.delivery.receives))
     shift.journal.job(errand.entry("AGAIN", kind.name.lower()))
     return kind
 
@@ -117,8 +120,6 @@ class Outlet:
             result = fast_transcribe.store(result, path, errand.formats, began)
             address = result.files["json"].address
             self.shift.breaker.succeeded()
-        if errand.progress.kept:
-            resume.forget(errand.progress.address)
         errand.settle(None)
         log.info("%s", options.one_line(_summary(result)))
         entry = replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from run_transcription import aws, fleet
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 # EC2's quotas count virtual CPUs of all G and VT instances together
 ON_DEMAND_QUOTA, SPOT_QUOTA = "L-DB2E81BA", "L-3819A6DF"
 STACK_NAME = re.compile(r"[a-z][a-z0-9-]{0,33}")  # with account and region it is a bucket's name, of 63 letters at most
+NEEDED = {"s3", "sqs", "autoscaling"}  # services; without the last an idle worker could not end its instance
 ZONES_OF_OURS = 2  # subnets that the template makes, in the first zones
 
 
@@ -26,7 +28,7 @@ class Wanted:
     stack: str
     region: str
     max_workers: int
-    on_demand_percentage: int
+    spot_percentage: int
     image_parameter: str
     vpc_id: str
     subnet_ids: tuple[str, ...]
@@ -34,7 +36,7 @@ class Wanted:
     @property
     def on_demand(self) -> int:
         """Instances that are paid on demand, at full size."""
-        return math.ceil(self.max_workers * self.on_demand_percentage / 100)
+        return math.ceil(self.max_workers * (100 - self.spot_percentage) / 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +52,28 @@ class Lacking(TranscriptionError):
     """Something that has to be done before a deployment."""
 
 
+def credentials(region: str) -> Check:
+    """Return the check that all others need: whose account it is."""
+    return _check("credentials", lambda: _account(region))
+
+
 def run(wanted: Wanted) -> list[Check]:
-    """Return all checks in order; what only a fleet needs is left out where there is none."""
-    rows = CHECKS if wanted.max_workers else CHECKS[:2]
-    return [_check(name, look, wanted) for name, look in rows]
+    """Return all other checks in order; what only a fleet needs is left out where there is none."""
+    rows = CHECKS if wanted.max_workers else CHECKS[:1]
+    return [_check(name, partial(look, wanted)) for name, look in rows]
 
 
-def _check(name: str, look: Callable[[Wanted], str], wanted: Wanted) -> Check:
+def _check(name: str, look: Callable[[], str]) -> Check:
     try:
-        return Check(name, ok=True, text=look(wanted))
+        return Check(name, ok=True, text=look())
     except TranscriptionError as error:
         return Check(name, ok=False, text=str(error))
 
 
-def _credentials(wanted: Wanted) -> str:
+def _account(region: str) -> str:
     with aws.plainly("use these AWS credentials"):
-        found = aws.client("sts", wanted.region).get_caller_identity()
-    return f"account {found['Account']} as {found['Arn']}, in {wanted.region}"
+        found = aws.client("sts", region).get_caller_identity()
+    return f"account {found['Account']} as {found['Arn']}, in {region}"
 
 
 def _name(wanted: Wanted) -> str:
@@ -155,13 +162,15 @@ def _route(wanted: Wanted) -> str:
     with aws.plainly(f"read the routes of {wanted.vpc_id}"):
         tables = client.describe_route_tables(Filters=in_network)["RouteTables"]
         endpoints = client.describe_vpc_endpoints(Filters=in_network)["VpcEndpoints"]
+        subnets = client.describe_subnets(SubnetIds=list(wanted.subnet_ids))["Subnets"]
     services = {each["ServiceName"].rpartition(".")[2] for each in endpoints}
-    lacking = sorted({"s3", "sqs"} - services)
-    shut = [subnet for subnet in wanted.subnet_ids if not _leads_out(_table_of(subnet, tables))]
+    lacking = sorted(NEEDED - services)
+    addressed = {each["SubnetId"] for each in subnets if each["MapPublicIpOnLaunch"]}
+    shut = [each for each in wanted.subnet_ids if not _leads_out(_table_of(each, tables), addressed=each in addressed)]
     if shut and lacking:
         raise Lacking(
-            f"{', '.join(shut)} has no route to the internet, and {wanted.vpc_id} no endpoint for "
-            f"{' and '.join(lacking)}: add one of both"
+            f"instances in {', '.join(shut)} do not reach the internet (a route to an internet gateway wants public "
+            f"addresses), and {wanted.vpc_id} has no endpoint for {', '.join(lacking)}: add one of both"
         )
     return "by endpoints of the network" if shut else "by the subnets' way to the internet"
 
@@ -174,11 +183,12 @@ def _table_of(subnet: str, tables: list[Any]) -> Any:
     return next((table for table in tables if any(each.get("Main") for each in table["Associations"])), None)
 
 
-def _leads_out(table: Any) -> bool:
+def _leads_out(table: Any, *, addressed: bool) -> bool:
+    """Tell whether a subnet's instances reach the internet: through its gateway only with an address of their own."""
     routes = table["Routes"] if table else ()
-    return any(
-        each.get("DestinationCidrBlock") == "0.0.0.0/0" and each.get("State", "active") == "active" for each in routes
-    )
+    out = [each for each in routes if each.get("DestinationCidrBlock") == "0.0.0.0/0"]
+    active = [each for each in out if each.get("State", "active") == "active"]
+    return any(addressed or not each.get("GatewayId", "").startswith("igw-") for each in active)
 
 
 def _price(wanted: Wanted) -> str:
@@ -194,9 +204,8 @@ def _price(wanted: Wanted) -> str:
     return f"{wanted.max_workers} instances cost ${low:.2f} to ${high:.2f} an hour, by their types"
 
 
-# the first two hold without a fleet too
+# the first one holds without a fleet too
 CHECKS: tuple[tuple[str, Callable[[Wanted], str]], ...] = (
-    ("credentials", _credentials),
     ("name", _name),
     ("image", _image),
     ("quota on demand", _on_demand_quota),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from run_transcription.audit import Failing
     from run_transcription.records import Decoding, Row
-
-Failing = Literal["compression_ratio", "logprob", "repetition", "truncated"]
 
 LOOP_WORDS = 8  # words in all that are said again and again …
 LOOP_TIMES = 4  # … at least so often

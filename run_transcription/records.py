@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from run_transcription.audit import Quality
+from run_transcription.decoding import Decoding as Decoding  # noqa: PLC0414 - one of the nouns, on a page of its own
+from run_transcription.decoding import Task as Task  # noqa: PLC0414
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,13 +19,13 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16_000
 SCHEMA_VERSION = "1.0"
-Task = Literal["transcribe", "translate"]
 Status = Literal["QUEUED", "IN_PROGRESS", "COMPLETED", "FAILED"]
+Given = tuple[tuple[str, str], ...]  # options by name, in order, each with its value as text
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word in recording time, with the probability that the model gave it."""
+    """One word in recording time, with its leading space, and the mean probability of its tokens."""
 
     word: str
     start: float
@@ -47,6 +49,7 @@ class Segment:
     language: str | None
     confidence: float = 0.0  # geometric mean of the probabilities of its tokens
     words: tuple[Word, ...] = ()
+    channel: int | None = None  # counted from 1; None: all channels mixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Chunk:
 
     start: int
     end: int
+    channel: int | None = None  # counted from 1; None: all channels mixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Row:
     complete: bool = True  # False: cut off where the model can write no more, before it came to an end
     logprobs: tuple[float, ...] = ()  # of each token; empty where the engine doesn't tell
     attempts: int = 1  # how often it was decoded until it was kept
+    times: tuple[tuple[float, float], ...] = ()  # when each token begins and ends, in seconds of its chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +107,6 @@ class Batch:
 
     rows: tuple[Row, ...]
     timing: Timing
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """How to decode: everything here is part of a result's identity."""
-
-    language: str | None = None  # None: detected
-    task: Task = "transcribe"
-    chunk_length: float = 30.0  # seconds
-    batch_size: int = 8
-    vad: bool = True  # False: speech is what is loud
-    vad_threshold: float = 0.5  # probability from which a frame is speech
-    temperature: float = 0.0  # of the first attempt
-    temperature_increment_on_fallback: float = 0.2  # up to 1.0; 0: no second attempt
-    compression_ratio_threshold: float = 2.4
-    logprob_threshold: float = -1.0
-    no_speech_threshold: float = 0.6
-    sequential: bool = False  # transformers' own long form, one window after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +173,10 @@ class Engine(Protocol):
         """Decode windows (each float32 [samples], at most 30 s): a row for each, in order. May raise OutOfMemory."""
 
     def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
-        """Decode float32 [samples] of any length by its library's long form: a row for each segment."""
+        """Decode float32 [samples] of any length by its library's long form: a row for each segment.
+
+        May raise OutOfMemory.
+        """
 
 
 class Tokenizer(Protocol):
@@ -219,7 +209,7 @@ class AudioFacts:
     size: int  # bytes of the file
     gaps: float = 0.0  # seconds of silence put where the stream had none
     replaced_samples: int = 0  # NaN and infinite samples set to zero
-    mix: str = "average"  # or "channel N": the mix had cancelled out
+    mix: str = "average"  # or "channel N": the mix had cancelled out; "split": each channel by itself
     warnings: tuple[str, ...] = ()  # damage that was passed over, such as a truncated end
 
 
@@ -252,6 +242,7 @@ class Job:
     identity: str | None = None
     version: str | None = None  # version id, or eTag in a bucket without versions
     sequencer: str | None = None  # S3's: of two events of one key the later one has the greater
+    options: Given = ()  # what was asked for with this recording
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from run_transcription.errors import TranscriptionError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from run_transcription.records import Job
+    from run_transcription.records import Given, Job
 
 RESULT = re.compile(r"[0-9a-f]{16}/transcript\.json")  # a listing of results/a/ has those of results/a/b/ too
 FAILURE = re.compile(r"[0-9a-f]{16}\.json")
@@ -29,6 +29,7 @@ class Found:
     version: str | None
     sequencer: str | None
     error: str | None  # None: transcribed
+    given: Given = ()  # what was asked for with the recording
 
 
 def documents(output: str, key: str) -> Iterator[str]:
@@ -47,7 +48,8 @@ def read(address: str, written: str = "") -> Found:
         document = json.loads(storage.read(address))
         about, error = document["input"], document["error"]
         said = f"{error['code']}: {error['message']}" if error else None
-        return Found(address, written, document["status"], about["version"], about["sequencer"], said)
+        given = tuple(sorted(about.get("options", {}).items()))
+        return Found(address, written, document["status"], about["version"], about["sequencer"], said, given)
     except (ValueError, TypeError, KeyError) as error:
         raise TranscriptionError(f"{address} is no result: {error!r}") from error
 
@@ -57,6 +59,14 @@ def newest(found: Sequence[Found], version: str | None) -> list[Found]:
     if version is None:
         version = found[-1].version if found else None
     return [one for one in found if one.version == version]
+
+
+def recording_of(address: str) -> str:
+    """Return the address of the recording that a document is about; raises TranscriptionError."""
+    try:
+        return str(json.loads(storage.read(address))["input"]["recording"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise TranscriptionError(f"{address} is no result: {error!r}") from error
 
 
 def is_done(job: Job) -> bool:

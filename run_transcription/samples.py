@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from run_transcription.records import SAMPLE_RATE
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     import numpy.typing as npt
 
     from run_transcription.records import Samples
@@ -44,3 +49,31 @@ def mixed(channels: Samples) -> tuple[Samples, str]:
         return mix, "average"
     loudest = int(np.argmax(powers))
     return np.ascontiguousarray(channels[loudest]), f"channel {loudest + 1}"
+
+
+def separate(channels: Samples, kept: Sequence[int]) -> Samples:
+    """Return some of float32 [channels, samples], counted from 0; a single one stands for all, a lacking one is 0."""
+    if len(channels) == 1:
+        return np.repeat(channels, len(kept), axis=0)
+    silence = np.zeros(channels.shape[1], np.float32)
+    return np.stack([channels[number] if number < len(channels) else silence for number in kept])
+
+
+def clipped(blocks: Iterable[Samples], clips: Sequence[float]) -> Iterator[Samples]:
+    """Silence what lies outside of clips in blocks of float32 [… samples] at 16 kHz.
+
+    Clips are start, end, start, … in seconds; a last start goes to the end, and without any, all stays as it is.
+    """
+    edges = [round(second * SAMPLE_RATE) for second in clips]
+    spans = list(zip(edges[::2], [*edges[1::2], sys.maxsize], strict=False))
+    start = 0
+    for block in blocks:
+        end = start + block.shape[-1]
+        if spans and not any(first <= start and end <= last for first, last in spans):
+            silent = np.zeros_like(block)
+            for first, last in spans:
+                part = slice(min(max(first - start, 0), end - start), min(max(last - start, 0), end - start))
+                silent[..., part] = block[..., part]
+            block = silent  # noqa: PLW2901 - the same block, as it is heard
+        yield block
+        start = end

@@ -41,12 +41,15 @@ LIMITS: dict[str, Schema] = {
     "confidence": SHARE | {"description": "geometric mean of the probabilities of its tokens"},
     "coverage": {"description": "share of the speech found that has text; null where no speech was found"},
     "uncovered": {"description": "speech found that has no text"},
+    "reasons": {"description": "for a review; the last four: what a window failed by at every temperature"},
     "retried_rows": {"minimum": 0, "description": "windows that were decoded more than once"},
     "no_speech_prob": SHARE,
     "compression_ratio": {"minimum": 0},
     "sha256": {"pattern": "^[0-9a-f]{64}$"},
     "code": {"enum": list(REASON_CODES)},
-    "mix": {"pattern": "^(average|channel [0-9]+)$"},
+    "mix": {"pattern": "^(average|split|channel [0-9]+)$"},
+    "channel": {"description": "the segment's, counted from 1; null where all channels are mixed"},
+    "language_detection_threshold": SHARE,
 }
 
 
@@ -66,6 +69,11 @@ def schema() -> Schema:
                 ),
                 "sequencer": _nullable({"type": "string", "description": "S3's: the later of two has the greater"}),
                 "identity": _nullable({"type": "string"}),
+                "options": {
+                    "type": "object",
+                    "additionalProperties": {"type": "string"},
+                    "description": "what was asked for with this recording, by the names of the command line",
+                },
                 "audio": _nullable(_record(AudioFacts)),
             }
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -47,19 +47,20 @@ class _Place:
 def join(left: Segments, right: Segments, overlap: Span, tokenizer: Tokenizer) -> Joined:
     """Cut two chunks' segments at the place nearest to the middle of their overlap where their words agree.
 
-    Where they agree nowhere they are cut in the middle, by time.
+    Where they agree nowhere they are cut behind a word that both have, where most of its neighbours are alike, too;
+    without such a word in the middle, by time.
     """
     ours, theirs = _places(left, tokenizer), _places(right, tokenizer)
-    middle = (overlap.start + overlap.end) / 2
     pairs = _pairs(ours, theirs, overlap)
     seam = next((time for time in _times(overlap) if _agree(ours, theirs, pairs, time)), None)
-    time = middle if seam is None else seam
-    last = sum(place.word.middle < time for place in ours)
-    first = sum(place.word.middle < time for place in theirs)
-    if seam is not None and pairs:  # a pair's two words have not quite the same times: both go to the same side
-        before = [pair for pair in pairs if _time(ours, theirs, pair) < time]
-        after = [pair for pair in pairs if _time(ours, theirs, pair) >= time]
-        last, first = (before[-1][0] + 1, before[-1][1] + 1) if before else after[0]
+    middle = (overlap.start + overlap.end) / 2
+    if not pairs:
+        last, first = (sum(place.word.middle < middle for place in side) for side in (ours, theirs))
+    elif seam is None:
+        last, first = (place + 1 for place in _anchor(ours, theirs, pairs, middle))
+    else:  # a pair's two words have not quite the same times: both go to the same side
+        before = [pair for pair in pairs if _time(ours, theirs, pair) < seam]
+        last, first = (before[-1][0] + 1, before[-1][1] + 1) if before else pairs[0]
     kept = _kept(left, ours[:last], tokenizer), _kept(right, theirs[first:], tokenizer)
     return Joined(*_in_order(*kept), seam is not None)
 
@@ -117,6 +118,17 @@ def _time(ours: Sequence[_Place], theirs: Sequence[_Place], pair: tuple[int, int
     return (ours[pair[0]].word.middle + theirs[pair[1]].word.middle) / 2
 
 
+def _anchor(
+    ours: Sequence[_Place], theirs: Sequence[_Place], pairs: Sequence[tuple[int, int]], middle: float
+) -> tuple[int, int]:
+    """Return of the words in the longest runs that both sides have the one nearest to the middle."""
+    starts = [0, *(i for i, (a, b) in enumerate(pairwise(pairs), 1) if (b[0] - a[0], b[1] - a[1]) != (1, 1))]
+    runs = [pairs[start:end] for start, end in pairwise([*starts, len(pairs)])]
+    longest = max(map(len, runs))
+    best = [pair for run in runs if len(run) == longest for pair in run]
+    return min(best, key=lambda pair: abs(_time(ours, theirs, pair) - middle))
+
+
 def _agree(ours: Sequence[_Place], theirs: Sequence[_Place], pairs: Sequence[tuple[int, int]], time: float) -> bool:
     """Tell whether around a time each word of one side is one of the other, and next to it the same words follow."""
     sides = [{i for i, place in enumerate(side) if abs(place.word.middle - time) <= AROUND} for side in (ours, theirs)]
@@ -132,5 +144,5 @@ def _in_order(left: Segments, right: Segments) -> tuple[Segments, Segments]:
     if not left or not right or left[-1].end <= right[0].start:
         return left, right
     time = round(min(max((left[-1].end + right[0].start) / 2, left[-1].start), right[0].end), 3)
-    last, first = replace(left[-1], end=time), replace(right[0], start=time)
+    last, first = tokens.within(left[-1], left[-1].start, time), tokens.within(right[0], time, right[0].end)
     return (*left[:-1], last), (first, *right[1:])

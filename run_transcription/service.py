@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from run_transcription import fast_transcribe, options, self_test
+from run_transcription import fast_transcribe, interruption, options, self_test
 from run_transcription.errands import Errand, Shift
 from run_transcription.errors import BrokenOff, OutOfOrder, Rejected
 from run_transcription.failures import Kind
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LONGEST_PAUSE = 30.0  # seconds between two recordings while every one fails
 STORING_SECONDS = 2.0  # kept for the upload of a result before a deadline
 SAVING_SECONDS = 5.0  # that an abandoned job's progress may take to be stored, and as long its messages
+SAVING_SHARE = 0.05  # of the time may go into saving progress
+SAVING_GUESS = 0.25  # seconds that the first saving of a job takes
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ def serve(shift: Shift, outlet: Outlet, errand: Errand) -> bool:
         errand.progress.save()
         return conclude(errand, error) is Kind.OVER
     except BaseException:
+        shift.stop.ask("the worker was interrupted", None)
         errand.progress.save()
         conclude(errand, BrokenOff("the worker was interrupted"))
         raise
@@ -57,12 +60,17 @@ def serve(shift: Shift, outlet: Outlet, errand: Errand) -> bool:
 
 
 class Keeping:
-    """What is done between two batches of a job: note and save progress, and break off where the time is too short."""
+    """What is done between two batches of a job: note and save progress, and break off where the time is too short.
+
+    Progress is saved after each batch as long as that takes a small share of the time, and anyhow every `save_seconds`:
+    so much is done twice after a worker that could not say farewell.
+    """
 
     def __init__(self, shift: Shift, errand: Errand) -> None:
         self.shift, self.errand = shift, errand
         self._saved = self._last = time.monotonic()
         self._done = 0.0  # seconds of the recording
+        self._saving = SAVING_GUESS  # seconds that the last saving took
 
     def after_batch(self, advance: Advance) -> None:
         """Take in a batch; raises BrokenOff where the job can't end in time."""
@@ -73,9 +81,10 @@ class Keeping:
         self._last, self._done = now, advance.seconds
         if not self.shift.stop.leaves_time_for(left):
             raise BrokenOff(f"the worker ends: {self.shift.stop.reason}")
-        if now - self._saved >= self.shift.save_seconds:
-            self._saved = now
+        if now - self._saved >= min(self._saving / SAVING_SHARE, self.shift.save_seconds):
             progress.save()
+            self._saved = time.monotonic()
+            self._saving = self._saved - now
 
     def _seconds_left(self, done: float, seconds: float) -> float | None:
         """Reckon from the last batch how long the rest and its storing take; None where the length is unknown."""
@@ -111,15 +120,15 @@ def abandon(shift: Shift, keeper: Keeper, why: str, status: int) -> None:
     if (errand := shift.current) is not None:
         _within(SAVING_SECONDS, errand.progress.save)
         log.info("broken off and given back: %s", options.one_line(errand.upload.address))
-    _within(SAVING_SECONDS, keeper.release_all)
-    if shift.intake is not None:  # a poll under way may bring just what was given back: the intake gives it back again
-        shift.intake.join(SAVING_SECONDS)
+    shift.let_poll_end()
+    _within(SAVING_SECONDS, lambda: shift.journal.count(given_back=keeper.release_all()))
     leave(shift.folder, why, status)
 
 
 def leave(folder: Path, why: str, status: int) -> None:
     """End this process without a word to the thread that does not listen."""
     log.info("ended: %s", why)
+    interruption.tell_systemd("STOPPING=1")
     shutil.rmtree(folder, ignore_errors=True)
     options.end_at_once(status)
 

@@ -75,11 +75,17 @@ class SqsSource:
             facts = self.client.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn", "RedrivePolicy"])
         policy = json.loads(facts["Attributes"].get("RedrivePolicy", "{}"))
         self._dead_letters: str = policy.get("deadLetterTargetArn", "").rpartition(":")[2]
+        if not self._dead_letters:
+            log.warning("%s has no dead-letter queue: what nobody can use or finish comes again and again", queue_url)
 
     def receive(self) -> Delivery | None:
         """Return the next job, None when none comes within the time of a poll; raises TranscriptionError."""
-        while (message := self._poll()) is not None:
-            lease = Lease(self.client, self.queue_url, message["ReceiptHandle"], self.keeper.visibility_seconds)
+        while True:
+            began = time.monotonic()
+            if (message := self._poll()) is None:
+                return None
+            receipt, hidden = message["ReceiptHandle"], self.keeper.visibility_seconds
+            lease = Lease(self.client, self.queue_url, receipt, hidden, began)
             try:
                 uploads = messages.uploads_in(message["Body"])
             except messages.Poison as reason:
@@ -92,7 +98,6 @@ class SqsSource:
             lag = max(0.0, (first - sent) / 1000) if receives == 1 and sent and first else None
             log.info("holds message %s, received %d times", message["MessageId"], receives)
             return SqsDelivery(self, lease, uploads, receives, lag, message)
-        return None
 
     def bury(self, message: Any, lease: Lease, reason: str) -> None:
         """Move a message that nobody can use to the dead-letter queue; without one it stays, and is said."""

@@ -28,8 +28,8 @@ WATCH_SECONDS = 10.0
 def status(name: str, region: str | None, *, watch: bool, as_json: bool) -> None:
     """Say how the stack is doing.
 
-    Queues, instances, their image, what they have done in the last hour, launches that failed in EC2's own words, and
-    what the instances that run have cost so far.
+    Queues, alarms that stand, instances, their image, what they have done in the last hour, launches that failed in
+    EC2's own words, and what the instances that run have cost so far.
 
     \b
     Example:
@@ -55,10 +55,13 @@ def lines(report: Report) -> Iterator[str]:
     yield f"stack      {report.stack}: {report.status}"
     for queue in report.queues:
         yield f"queue      {queue.role:<8} {queue.waiting} wait, {queue.in_work} in work"
-    if report.image is None:
+    for alarm in report.alarms:
+        yield f"alarm      {alarm.name} since {alarm.since}: {alarm.text}"
+    if not report.fleet:
         yield "fleet      none: MaxWorkers is 0"
         return
-    yield f"instances  {len(report.instances)} of {report.wanted} wanted; new ones start from {report.image}"
+    image = report.image or "no image"
+    yield f"instances  {len(report.instances)} of {report.wanted} wanted; new ones start from {image}"
     for each in report.instances:
         cost = "price unknown" if each.cost is None else f"${each.cost:.2f}"
         paid, old = "spot" if each.spot else "on demand", "" if each.image == report.image else f", old {each.image}"

@@ -17,7 +17,7 @@ from run_transcription.errors import Rejected, TranscriptionError
 from run_transcription.records import StoredFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 SCHEME = "s3://"
 IMAGE_HOME = Path("/opt/transcribe")
@@ -104,6 +104,7 @@ class Stored:
     address: str
     version_id: str | None = None
     etag: str | None = None
+    metadata: tuple[tuple[str, str], ...] = ()  # that its uploader has given it
 
 
 def version(address: str) -> str | None:
@@ -117,16 +118,18 @@ def version(address: str) -> str | None:
     return None if found is None else found.version_id or found.etag
 
 
-def look(address: str) -> Stored | None:
-    """Return which content lies at an S3 address now, None where there is none."""
+def look(address: str, version_id: str | None = None) -> Stored | None:
+    """Return which content lies at an S3 address now, None where there is none, or not in that version."""
     bucket, key = split_object(address)
+    wanted = {"VersionId": version_id} if version_id else {}
     try:
         with aws.plainly(f"look for {address}", reading=True):
-            head = aws.s3().head_object(Bucket=bucket, Key=key)
+            head = aws.s3().head_object(Bucket=bucket, Key=key, **wanted)  # type: ignore[arg-type]
     except Rejected:
         return None
-    version_id = head.get("VersionId", "null")
-    return Stored(address, None if version_id == "null" else version_id, head["ETag"].strip('"'))
+    found = head.get("VersionId", "null")
+    metadata = tuple(sorted(head.get("Metadata", {}).items()))
+    return Stored(address, None if found == "null" else found, head["ETag"].strip('"'), metadata)
 
 
 def read(address: str) -> bytes:
@@ -135,11 +138,16 @@ def read(address: str) -> bytes:
         return _content(address)
 
 
-def upload(path: Path, address: str, progress: Callable[[int], None] | None = None) -> None:
+def upload(
+    path: Path,
+    address: str,
+    progress: Callable[[int], None] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Copy a local file to S3, in parts where it is large; `progress` gets the bytes of each step."""
     bucket, key = split(address)
     with aws.plainly(f"upload {path} to {address}"):
-        aws.s3().upload_file(str(path), bucket, key, Callback=progress)
+        aws.s3().upload_file(str(path), bucket, key, Callback=progress, ExtraArgs={"Metadata": dict(metadata or {})})
 
 
 def remove(address: str) -> None:

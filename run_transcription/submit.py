@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import display, names, options, recordings, results, storage
+from run_transcription import asked, display, names, options, recordings, results, storage
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from run_transcription.records import Given
 
 LOOK_SECONDS = 0.5  # between two looks for a result
 
@@ -35,6 +37,7 @@ class Sent:
 
     key: str
     version: str | None  # version id, or eTag in a bucket without versions
+    given: Given = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +51,38 @@ class Outcome:
 
 @options.command("submit")
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--bucket", required=True, help="Bucket whose events a worker gets.")
+@click.option("--bucket", type=options.BucketName(), required=True, help="Bucket whose events a worker gets.")
 @click.option("--prefix", default=names.UPLOADS, help="What each key begins with.")
 @click.option("--wait", is_flag=True, help="End when all results are there; exit status 1 if a recording failed.")
 @click.option("-o", "--output-dir", "output", metavar="s3://BUCKET/PREFIX", help="Where --wait looks: the worker's -o.")
-def submit(audio: tuple[Path, ...], bucket: str, prefix: str, output: str | None, *, wait: bool) -> None:
+@options.format_option(default=())
+@options.given_options
+def submit(  # noqa: PLR0913 - one for each option
+    audio: tuple[Path, ...],
+    *,
+    bucket: str,
+    prefix: str,
+    output: str | None,
+    formats: tuple[str, ...],
+    given: Given,
+    wait: bool,
+) -> None:
     """Upload recordings to the bucket that a worker serves.
 
-    Prints the key of each. What lies in a folder keeps its path in there.
+    Prints the key of each. What lies in a folder keeps its path in there. Options of decoding and formats go with each
+    recording as its metadata; what is left out is the worker's choice.
 
     \b
-    Example:
+    Examples:
       run-transcription submit talk.mp3 --bucket my-bucket --wait
+      run-transcription submit talk.mp3 --bucket my-bucket --language de --initial-prompt "Jörg, Groß-Gerau"
     """
     root = f"{storage.SCHEME}{bucket}"
     output = output or root
+    given = asked.merged(given, (("formats", ",".join(formats)),) if formats else ())
+    asked.as_metadata(given)  # what is too much is said before anything is uploaded
     parcels = pack(audio, prefix)
-    sent = [_send_and_print(parcel, root) for parcel in parcels]
+    sent = [_send_and_print(parcel, root, given) for parcel in parcels]
     if wait:
         failed = [outcome for outcome in wait_for(sent, output) if not _said_well(outcome)]
         if failed:
@@ -88,11 +106,11 @@ def pack(audio: Iterable[Path], prefix: str) -> list[Parcel]:
     return list(parcels.values())
 
 
-def send(parcel: Parcel, root: str, progress: Callable[[int], None]) -> Sent:
-    """Upload one recording; `progress` gets the bytes of each step."""
+def send(parcel: Parcel, root: str, progress: Callable[[int], None], given: Given = ()) -> Sent:
+    """Upload one recording with its options; `progress` gets the bytes of each step."""
     address = f"{root}/{parcel.key}"
-    storage.upload(parcel.path, address, progress)
-    return Sent(parcel.key, storage.version(address))
+    storage.upload(parcel.path, address, progress, asked.as_metadata(given))
+    return Sent(parcel.key, storage.version(address), given)
 
 
 def wait_for(sent: Iterable[Sent], output: str) -> Iterator[Outcome]:
@@ -115,7 +133,7 @@ def _outcome_of(sent: Sent, output: str) -> Outcome | None:
     """Return what became of a recording, None until that is known: older uploads have results too."""
     for address in results.documents(output, sent.key):
         found = results.read(address)
-        if found.version == sent.version:
+        if (found.version, found.given) == (sent.version, sent.given):
             return Outcome(sent.key, address, found.error)
     return None
 
@@ -138,9 +156,9 @@ def _named(audio: Iterable[Path]) -> Iterator[tuple[Path, str]]:
             raise TranscriptionError(f"there is no file {path}")
 
 
-def _send_and_print(parcel: Parcel, root: str) -> Sent:
+def _send_and_print(parcel: Parcel, root: str, given: Given) -> Sent:
     with _progress(parcel) as advance:
-        sent = send(parcel, root, advance)
+        sent = send(parcel, root, advance, given)
     click.echo(parcel.key)
     return sent
 

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from run_transcription.records import Task
-
-
-@dataclass(frozen=True, slots=True)
-class JobOptions:
-    """What one job wants to be done in another way than its worker does."""
-
-    language: str | None = None
-    task: Task | None = None
-    formats: tuple[str, ...] = ()
+from run_transcription.records import Given
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +16,7 @@ class Upload:
     version: str  # version id or eTag; size and modification time of a local file
     version_id: str | None = None  # set in a bucket that keeps versions
     sequencer: str | None = None
-    options: JobOptions = JobOptions()
+    options: Given = ()  # what is to be done in another way than the worker does
 
     @property
     def address(self) -> str:

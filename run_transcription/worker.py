@@ -31,7 +31,7 @@ from run_transcription import (
 )
 from run_transcription.engines import model_folder
 from run_transcription.errands import Desk, Shift
-from run_transcription.errors import OutOfOrder, TranscriptionError
+from run_transcription.errors import ModelNotLoaded, OutOfOrder, TranscriptionError
 from run_transcription.intake import Intake
 from run_transcription.journal import Journal
 from run_transcription.leases import Heart, Keeper
@@ -39,10 +39,10 @@ from run_transcription.pipeline import Outlet
 from run_transcription.worker_options import Settings, worker_options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from run_transcription.engines.golden import Golden
-    from run_transcription.records import Decoding, ModelSpec
+    from run_transcription.records import Decoding, ModelHandle, ModelSpec
 
 MOST_FAILURES = 10  # in a row; then `--once` gives up
 WAIT_SECONDS = 0.25  # for the next recording, until the main thread looks about
@@ -64,24 +64,25 @@ def worker(*, settings: Settings, formats: tuple[str, ...], spec: ModelSpec, dec
 
     \b
     Examples:
-      run-transcription worker --queue-url https://sqs.eu-west-1.amazonaws.com/123456789012/transcribe
+      run-transcription worker --queue-url https://sqs.eu-west-1.amazonaws.com/123456789012/calls --bucket calls
       run-transcription worker --source inbox/ --once
     """
-    refuse_loop(settings.output, settings.trigger_prefix, settings.folder, settings.buckets)
+    options.refuse_unused(decoding, formats)
     heart = Heart(settings.stall_seconds)
     keeper = Keeper(settings.visibility_timeout, heart)
     source, output = source_for(settings, keeper), output_of(settings)
+    refuse_loop(settings.output, settings.trigger_prefix, settings.folder, settings.buckets)
+    journal = Journal(settings.price_per_hour, settings.notify_topic)
     with ExitStack() as stack:
         stop = stack.enter_context(interruption.stoppable(settings.stop_seconds))
         folder = stack.enter_context(scratch.private_folder())
         if (instance := ec2.instance()) is not None:
             stack.enter_context(interruption.notices(instance, stop))
         with interruption.guard(stop, Heart(), partial(service.leave, folder)):
-            handle = optimized_loader.load(spec)
+            handle = load(spec, journal, instance)
         heart.beat()  # loading is no job that hangs
         decoding = handle.engine.check(decoding)  # a wrong option is no recording's fault
         desk = Desk(handle, decoding, formats, output, frozenset(settings.buckets))
-        journal = Journal(settings.price_per_hour, settings.notify_topic)
         shift = Shift(desk, folder, stop, heart, journal, save_seconds=settings.save_seconds)
         if instance is not None and settings.image_parameter is not None:
             stack.enter_context(interruption.images(instance, settings.image_parameter, stop))
@@ -101,8 +102,11 @@ class Terms:
 
 
 def source_for(settings: Settings, keeper: Keeper) -> sources.Source:
-    """Return the source that was asked for."""
+    """Return the source that was asked for; raises TranscriptionError where it, or every bucket, is not there."""
     if settings.queue_url is not None and settings.folder is None:
+        if not settings.buckets:
+            raise click.UsageError("Name each bucket that recordings may lie in, with --bucket or TRANSCRIBE_BUCKET.")
+        require_some(settings.buckets)
         if settings.backfill_url is None:
             return sources.SqsSource(settings.queue_url, keeper)
         urls = (settings.queue_url, settings.backfill_url)
@@ -110,6 +114,23 @@ def source_for(settings: Settings, keeper: Keeper) -> sources.Source:
     if settings.folder is not None and settings.queue_url is None:
         return sources.FolderSource(settings.folder, recordings.could_be_audio)
     raise click.UsageError("Give either --queue-url or --source (or set one of their variables, not both).")
+
+
+def require_some(buckets: Sequence[str]) -> None:
+    """Make sure that one of the buckets is there at least; raises TranscriptionError.
+
+    With none each message would end among the dead letters. One that was removed by now stops nobody else's work.
+    """
+    lacking: list[TranscriptionError] = []
+    for bucket in buckets:
+        try:
+            storage.require_bucket(bucket)
+        except TranscriptionError as error:
+            lacking.append(error)
+    if len(lacking) == len(buckets):
+        raise lacking[0]
+    for one in lacking:
+        log.warning("%s: going on with the other buckets", one)
 
 
 def output_of(settings: Settings) -> str | None:
@@ -132,13 +153,22 @@ def refuse_loop(output: str | None, trigger: str, folder: Path | None = None, bu
         written = ""
     else:
         bucket, written = storage.split(output)
-        if buckets and bucket not in buckets:
+        if bucket not in buckets:
             return  # another bucket than those of the recordings
-        if not trigger and not buckets:
-            return  # all keys trigger, in a bucket not known yet: each recording is looked at when it comes
     if any(storage.join(written, own).lstrip("/").startswith(trigger.lstrip("/")) for own in names.OWN_PREFIXES):
         place = output or "the default output"
         raise TranscriptionError(f"results in {place} would be taken for recordings: choose an -o outside {trigger!r}")
+
+
+def load(spec: ModelSpec, journal: Journal, instance: ec2.Instance | None) -> ModelHandle:
+    """Load the model; an instance that can't has failed its self-test, and is out of service then."""
+    try:
+        return optimized_loader.load(spec)
+    except ModelNotLoaded:
+        if instance is not None:
+            journal.count(self_test_failures=1)
+            _tried(instance.out_of_service)
+        raise
 
 
 def golden_of(spec: ModelSpec) -> Golden | None:
@@ -162,7 +192,8 @@ def run(shift: Shift, source: sources.Source, terms: Terms) -> None:
         log.info("ready: %s on %s", facts.id, facts.device)
         work(shift, source, terms)
     except OutOfOrder:
-        _out_of_service(terms.instance)
+        if terms.instance is not None:
+            _tried(terms.instance.out_of_service)
         raise
     finally:
         interruption.tell_systemd("STOPPING=1")
@@ -170,17 +201,19 @@ def run(shift: Shift, source: sources.Source, terms: Terms) -> None:
         log.info("the worker ends: %s", shift.stop.reason)
     if shift.stop.outdated and terms.instance is not None:
         terms.instance.end(smaller=False)
+    if terms.instance is not None:
+        _tried(terms.instance.let_go)
     if terms.once and shift.given_back:
         raise TranscriptionError(
             f"given back, as the log says, and not transcribed: {', '.join(sorted(shift.given_back))}"
         )
 
 
-def _out_of_service(instance: ec2.Instance | None) -> None:
+def _tried(deed: Callable[[], None]) -> None:
+    """Do what helps the fleet; where it fails, what this worker ends with is the more important message."""
     try:
-        if instance is not None:
-            instance.out_of_service()
-    except TranscriptionError as error:  # what broke is the more important message
+        deed()
+    except TranscriptionError as error:
         log.warning("%s", error)
 
 
@@ -192,14 +225,14 @@ def work(shift: Shift, source: sources.Source, terms: Terms) -> None:
         with Intake(shift, source) as intake:
             while not shift.stop.requested:
                 shift.heart.beat()
+                if shift.breaker.doubtful:
+                    service.examine(shift, terms.golden)
                 errand = intake.next(WAIT_SECONDS)
                 if errand is None:
                     if _rests(shift, intake, terms):
                         break
                     continue
                 failures = 0 if service.serve(shift, outlet, errand) else failures + 1
-                if shift.breaker.doubtful:
-                    service.examine(shift, terms.golden)
                 if terms.once and failures == MOST_FAILURES:
                     raise TranscriptionError(
                         f"{failures} failures in a row, as the log says: mend that and start again"

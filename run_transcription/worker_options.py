@@ -12,6 +12,7 @@ import click
 
 from run_transcription import names
 from run_transcription.leases import STALL_SECONDS, VISIBILITY_SECONDS
+from run_transcription.options import BucketName
 
 if TYPE_CHECKING:
     from run_transcription.options import Function
@@ -65,9 +66,9 @@ _OPTIONS = (
     click.option(
         "--bucket",
         "buckets",
+        type=BucketName(),
         multiple=True,
-        show_default="any",
-        help="Bucket that recordings may lie in; may be given several times.",
+        help="Bucket that recordings may lie in; may be given several times. A queue needs at least one.",
     ),
     click.option(
         "-o",
@@ -104,7 +105,11 @@ _OPTIONS = (
         "Time without progress after which the job hangs: all is given back, and the worker ends.",
         least=1.0,
     ),
-    _seconds("--save-seconds", SAVE_SECONDS, "Time between two savings of a long recording's progress."),
+    _seconds(
+        "--save-seconds",
+        SAVE_SECONDS,
+        "Longest time between two savings of a recording's progress; while they take little, each batch is saved.",
+    ),
     _seconds("--stop-seconds", STOP_SECONDS, "Time that SIGTERM leaves the job in hand; then it is given back."),
     click.option(
         "--price-per-hour", type=click.FloatRange(min=0), help="The instance's price, for what each job costs."

@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from run_transcription import tokens
 from run_transcription.records import SCHEMA_VERSION, Result, Segment, Transcript, Word
+from run_transcription.subtitles import cues
+from run_transcription.viewer import page
 
 NUMBERS = re.compile(r"\[\n\s+([-\d.,e\s]+?)\n\s+\]")  # a list of numbers in indented json: no string spans lines
 PUNCTUATION = string.punctuation + "¡¿«»“”‘’„…–—、。！？，；：「」『』（）।؟،؛"
@@ -41,6 +44,7 @@ def result_document(result: Result) -> dict[str, Any]:
             "version": job.version,
             "sequencer": job.sequencer,
             "identity": job.identity,
+            "options": dict(job.options),
             "audio": asdict(result.audio) if result.audio else None,
         },
         "model": asdict(result.model),
@@ -78,8 +82,8 @@ def _segment_fields(number: int, segment: Segment) -> dict[str, Any]:
 
 
 def _mean_logprob(segments: tuple[Segment, ...]) -> float | None:
-    tokens = sum(len(segment.tokens) for segment in segments)
-    return sum(segment.avg_logprob * len(segment.tokens) for segment in segments) / tokens if tokens else None
+    count = sum(len(segment.tokens) for segment in segments)
+    return sum(segment.avg_logprob * len(segment.tokens) for segment in segments) / count if count else None
 
 
 def write_json(result: Result, _recording: Path) -> bytes:
@@ -98,15 +102,15 @@ def write_txt(result: Result, _recording: Path) -> bytes:
 def write_srt(result: Result, _recording: Path) -> bytes:
     """Write SubRip subtitles."""
     return _lines(
-        f"{number}\n{clock(cue.start, ',', hours=True)} --> {clock(cue.end, ',', hours=True)}\n{_cue_text(cue)}\n"
-        for number, cue in enumerate(_segments(result), start=1)
+        f"{number}\n{clock(cue.start, ',', hours=True)} --> {clock(cue.end, ',', hours=True)}\n{cue.text}\n"
+        for number, cue in enumerate(cues(_segments(result), result.options), start=1)
     )
 
 
 def write_vtt(result: Result, _recording: Path) -> bytes:
     """Write WebVTT subtitles."""
-    cues = (f"{clock(cue.start)} --> {clock(cue.end)}\n{_cue_text(cue)}\n" for cue in _segments(result))
-    return b"WEBVTT\n\n" + _lines(cues)
+    found = cues(_segments(result), result.options)
+    return b"WEBVTT\n\n" + _lines(f"{clock(cue.start)} --> {clock(cue.end)}\n{cue.text}\n" for cue in found)
 
 
 def write_tsv(result: Result, _recording: Path) -> bytes:
@@ -121,7 +125,7 @@ def write_aws(result: Result, _recording: Path) -> bytes:
     A segment without word times gets them by interpolation: its length is shared out among its words by their
     characters, and their confidence is the segment's, the geometric mean of its token probabilities.
     """
-    items = [item for segment in _segments(result) for word in _words(segment) for item in _items(word)]
+    items = [item for segment in _segments(result) for word in tokens.spoken(segment) for item in _items(word)]
     text = result.transcript.text.strip() if result.transcript else ""
     document = {
         "jobName": result.job.identity or Path(result.job.results).name,
@@ -129,16 +133,6 @@ def write_aws(result: Result, _recording: Path) -> bytes:
         "results": {"transcripts": [{"transcript": text}], "items": items},
     }
     return f"{json.dumps(document, ensure_ascii=False, indent=1)}\n".encode(errors="backslashreplace")
-
-
-def _words(segment: Segment) -> tuple[Word, ...]:
-    if segment.words:
-        return segment.words
-    rate = (segment.end - segment.start) / max(1, len(segment.text))  # seconds a character
-    return tuple(
-        Word(found[0], segment.start + found.start() * rate, segment.start + found.end() * rate, segment.confidence)
-        for found in re.finditer(r"\S+", segment.text)
-    )
 
 
 def _items(word: Word) -> Iterator[dict[str, Any]]:
@@ -168,6 +162,11 @@ def write_png(result: Result, recording: Path) -> bytes:
     return draw(recording, _segments(result), duration, result.job.recording.rpartition("/")[2])
 
 
+def write_html(result: Result, _recording: Path) -> bytes:
+    """Write a page that plays the recording, and shows and searches its text."""
+    return page(result)
+
+
 def clock(seconds: float, marker: str = ".", *, hours: bool = False) -> str:
     """Return a time as [HH:]MM:SS.mmm; hours stand there where asked for or needed."""
     minutes, milliseconds = divmod(round(seconds * 1000.0), 60_000)
@@ -178,10 +177,6 @@ def clock(seconds: float, marker: str = ".", *, hours: bool = False) -> str:
 
 def _segments(result: Result) -> tuple[Segment, ...]:
     return result.transcript.segments if result.transcript else ()
-
-
-def _cue_text(segment: Segment) -> str:
-    return segment.text.strip().replace("-->", "->")
 
 
 def _cell(text: str) -> str:
@@ -199,6 +194,7 @@ FORMATS = {
     "vtt": Writer(".vtt", write_vtt),
     "tsv": Writer(".tsv", write_tsv),
     "aws": Writer(".aws.json", write_aws),
+    "html": Writer(".html", write_html),
     "png": Writer(".png", write_png),
 }
 ALL = tuple(name for name in FORMATS if name != "png")

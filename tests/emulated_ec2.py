@@ -1,12 +1,15 @@
 """EC2 and parameters on this machine alone: moto as a child process, behind a proxy that keeps a list of the calls.
 
-The proxy can give one answer of its own: some failures of EC2 can't be had from an emulator.
+The proxy can give one answer of its own: some failures of EC2 can't be had from an emulator. And it remembers which
+images answer only to tokens, which moto is told and forgets.
 """
 
 from __future__ import annotations
 
 import http.client
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -33,21 +36,32 @@ class Account:
     moto: str
     calls: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     answers: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    with_tokens: dict[str, str] = field(default_factory=dict)  # by image, what ImdsSupport it was given
 
     def refuse(self, action: str, code: str, message: str) -> None:
         """Let the next call of an action fail."""
         self.answers.setdefault(action, []).append((400, ERROR.format(code=code, message=message)))
 
-    def actions(self) -> set[str]:
-        """Return the names of all calls so far, as policies spell them."""
-        return {action for action, _ in self.calls}
+    def said(self, action: str, given: dict[str, str], content: bytes) -> bytes:
+        """Return what moto says, as EC2 would have said it."""
+        if action == "ec2:ModifyImageAttribute" and (support := given.get("ImdsSupport.Value")):
+            self.with_tokens[given["ImageId"]] = support
+        if action != "ec2:DescribeImages":
+            return content
+        # moto says so of images that it made itself; EC2 says ebs, and packer wants that of its source
+        content = content.replace(b"<rootDeviceType>standard<", b"<rootDeviceType>ebs<")
+        return re.sub(rb"<imageId>([^<]+)</imageId>", self._with_support, content)
+
+    def _with_support(self, found: re.Match[bytes]) -> bytes:
+        support = self.with_tokens.get(found[1].decode())
+        return found[0] + (f"<imdsSupport>{support}</imdsSupport>".encode() if support else b"")
 
 
 def action_of(headers, body: bytes) -> tuple[str, dict[str, str]]:
     """Return service and action of a call, as a policy names it, and its parameters."""
     service = headers.get("Authorization", "").partition("/aws4_request")[0].rpartition("/")[2]
     if target := headers.get("X-Amz-Target"):
-        return f"{service}:{target.rpartition('.')[2]}", {}
+        return f"{service}:{target.rpartition('.')[2]}", json.loads(body)
     given = {name: values[0] for name, values in parse_qs(body.decode(errors="replace")).items()}
     return f"{service}:{given.get('Action', '')}", given
 
@@ -88,7 +102,7 @@ def handler(found: Account) -> type[BaseHTTPRequestHandler]:
             action, given = action_of(self.headers, body)
             found.calls.append((action, given))
             waiting = found.answers.get(action)
-            status, kind, answer = self.own(*waiting.pop(0)) if waiting else self.motos(body)
+            status, kind, answer = self.own(*waiting.pop(0)) if waiting else self.motos(action, given, body)
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(answer)))
@@ -101,12 +115,11 @@ def handler(found: Account) -> type[BaseHTTPRequestHandler]:
         def own(status: int, text: str) -> tuple[int, str, bytes]:
             return status, "text/xml" if text.startswith("<") else "application/x-amz-json-1.1", text.encode()
 
-        def motos(self, body: bytes) -> tuple[int, str, bytes]:
+        def motos(self, action: str, given: dict[str, str], body: bytes) -> tuple[int, str, bytes]:
             connection = http.client.HTTPConnection(found.moto, timeout=60)
             connection.request(self.command, self.path, body, dict(self.headers.items()))
             answer = connection.getresponse()
-            # moto says so of images that it made itself; EC2 says ebs, and packer wants that of its source
-            content = answer.read().replace(b"<rootDeviceType>standard<", b"<rootDeviceType>ebs<")
+            content = found.said(action, given, answer.read())
             connection.close()
             return answer.status, answer.headers.get("Content-Type", "text/xml"), content
 

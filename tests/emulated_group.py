@@ -1,4 +1,4 @@
-"""A group of instances in moto, and answers of two services that no emulator has."""
+"""A group of instances in moto, and answers that no emulator has."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from run_transcription.demo.emulator import clean_environment, environment
 
 IMAGE = "/transcribe/ami/latest"
 PRICE = {"terms": {"OnDemand": {"t": {"priceDimensions": {"d": {"pricePerUnit": {"USD": "1.0000000000"}}}}}}}
+ENDING = {"AutoScalingGroupName": GROUP, "LifecycleState": "Terminating:Wait"}  # moto's instances wait for no hook
 ANSWERS = {
+    ("autoscaling", "DescribeAutoScalingInstances"): {"AutoScalingInstances": [ENDING]},
+    ("autoscaling", "CompleteLifecycleAction"): {},
     ("pricing", "GetProducts"): {"PriceList": [json.dumps(PRICE)]},
     ("service-quotas", "GetServiceQuota"): {"Quota": {"Value": 64.0}},
 }
-WANTED = preflight.Wanted(GROUP, REGION, 10, 20, IMAGE, "", ())
+WANTED = preflight.Wanted(GROUP, REGION, 10, 80, IMAGE, "", ())
 
 
 @contextmanager
@@ -43,6 +46,8 @@ def a_group():
             AvailabilityZones=["us-east-1a"],
             NewInstancesProtectedFromScaleIn=True,
         )
+        ends = "autoscaling:EC2_INSTANCE_TERMINATING"
+        client.put_lifecycle_hook(AutoScalingGroupName=GROUP, LifecycleHookName="end", LifecycleTransition=ends)
         urls = [boto3.client("sqs").create_queue(QueueName=name)["QueueUrl"] for name in ("live", "more", "dead")]
         group = client.describe_auto_scaling_groups()["AutoScalingGroups"][0]
         live, more, dead = urls
@@ -66,7 +71,7 @@ def a_group():
 
 @contextmanager
 def answering(patch):
-    """Let prices and quotas be answered; the calls are made, and recorded, like all others."""
+    """Give the answers; the calls are made, and recorded, like all others."""
     before = aws.client
 
     def client(service, region=None):

@@ -24,6 +24,7 @@ from tools import require_tool
 
 ROOT = Path(__file__).parents[1]
 TORCH = "/opt/torch-of-this-machine"  # where the isolated root shows it
+TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - the machine's own
 SETUP = r"""
 set -eu
 below=/
@@ -37,7 +38,6 @@ mount -t proc proc proc
 mount --rbind /dev dev
 mount -t sysfs -o ro sysfs sys
 mount -t tmpfs -o mode=0755 tmpfs run
-mount -t tmpfs -o mode=1777 tmpfs tmp
 mkdir -p run/sshd run/builder ".$TORCH"
 for each in $BOUND; do
   [ -d "$each" ] && mkdir -p ".$TORCH/${each##*/}" || touch ".$TORCH/${each##*/}"
@@ -88,6 +88,7 @@ class Machine:
             "ssh_username": "root",
             "ssh_private_key_file": self.key,
             "torch_source": TORCH,
+            "log_agent": "",  # only AWS's base image has it
         }
         return [word for name, value in values.items() for word in ("--var", f"{name}={value}")]
 
@@ -157,9 +158,12 @@ def wait_for(made: Machine) -> None:
 
 
 def hidden(base: Path) -> list[Path]:
-    """Return what the isolated root must do without, or it might be what makes an image work: checkout and homes."""
+    """Return what the isolated root must do without, or it might be what makes an image work: checkout and homes.
+
+    And what lies in the folders for temporary files, which is nobody's but this machine's.
+    """
     homes = [path for path in Path.home().iterdir() if path.name != ".cache"]
-    return [path for path in (ROOT, *homes) if not base.is_relative_to(path)]
+    return [*TEMPORARY, *(path for path in (ROOT, *homes) if not base.is_relative_to(path))]
 
 
 def hide(path: Path, upper: Path) -> None:
@@ -170,7 +174,8 @@ def hide(path: Path, upper: Path) -> None:
         shutil.copystat(each, inside)
     inside = upper / path.relative_to("/")
     if path.is_dir():
-        inside.mkdir(mode=0o755)
+        inside.mkdir(exist_ok=True)
+        shutil.copystat(path, inside)
         os.setxattr(inside, "trusted.overlay.opaque", b"y")
     else:
         os.mknod(inside, stat.S_IFCHR, os.makedev(0, 0))  # how an overlay writes that a file was removed

@@ -1,4 +1,4 @@
-"""IAM without AWS: calls are recorded as they leave botocore, and compared with what policies allow."""
+"""IAM without AWS: calls are recorded as they leave botocore, or arrive at an emulator, and compared with policies."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ ACTIONS = {
     "sqs:SendMessageBatch": "sqs:SendMessage",
 }
 PREFIXES = {"service-quotas": "servicequotas"}
+TAG = "aws:ResourceTag/"
+# what a request to EC2 names, and the kind of thing that it is
+OF_EC2 = {
+    "InstanceId": "instance",
+    "KeyName": "key-pair",
+    "GroupId": "security-group",
+    "ImageId": "image",
+    "SnapshotId": "snapshot",
+    "LaunchTemplateName": "launch-template",
+}
 FREE = {"sts:GetCallerIdentity"}  # which needs no permission
 
 
@@ -31,6 +41,7 @@ class Call:
 
     action: str
     resource: str
+    tags: frozenset[tuple[str, str]] = frozenset()  # of the resource
 
 
 @dataclass(frozen=True)
@@ -40,23 +51,32 @@ class Grant:
     sid: str
     action: str
     resources: tuple[str, ...]
+    tags: frozenset[tuple[str, str]] = frozenset()  # that the resource must have
 
     def covers(self, call: Call) -> bool:
         """Compare as IAM does: actions without case, resources with it, * and ? in both."""
-        return _like(self.action.lower(), call.action.lower()) and any(
-            _like(resource, call.resource) for resource in self.resources
-        )
+        named = _like(self.action.lower(), call.action.lower())
+        return named and self.tags <= call.tags and any(_like(resource, call.resource) for resource in self.resources)
 
 
 def grants(document: dict) -> list[Grant]:
-    """Return what a policy allows without a condition."""
+    """Return what a policy allows without a condition, or with one on tags of the resource."""
     found = []
     for statement in document["Statement"]:
         assert statement["Effect"] == "Allow"
-        if "Condition" not in statement:
+        tags = _tags_of(statement.get("Condition", {}))
+        if tags is not None:
             resources = tuple(_list(statement["Resource"]))
-            found += [Grant(statement["Sid"], action, resources) for action in _list(statement["Action"])]
+            found += [Grant(statement["Sid"], action, resources, tags) for action in _list(statement["Action"])]
     return found
+
+
+def _tags_of(condition: dict) -> frozenset[tuple[str, str]] | None:
+    """Return the tags that a condition wants of a resource; None where it wants something else."""
+    wanted = condition.get("StringEquals", {})
+    if condition.keys() - {"StringEquals"} or not all(key.startswith(TAG) for key in wanted):
+        return None
+    return frozenset((key.removeprefix(TAG), value) for key, value in wanted.items())
 
 
 def missing(calls: set[Call], allowed: list[Grant]) -> set[Call]:
@@ -67,6 +87,19 @@ def missing(calls: set[Call], allowed: list[Grant]) -> set[Call]:
 def idle(calls: set[Call], allowed: list[Grant]) -> set[tuple[str, str]]:
     """Return the statement and the action of what is allowed and never called."""
     return {(grant.sid, grant.action) for grant in allowed if not any(grant.covers(call) for call in calls)}
+
+
+def requested(action: str, given: dict, tags: dict[str, dict[str, str]]) -> Call:
+    """Return the call that a request is, as it arrives at EC2 or SSM; tags are those of resources, by their ids."""
+    if action.startswith("ssm:"):
+        name = given.get("Name", "*")
+        owner = "" if name.startswith("/aws/") else ACCOUNT
+        return Call(action, f"arn:aws:ssm:{REGION}:{owner}:parameter{name}" if name != "*" else "*")
+    for name, kind in OF_EC2.items():
+        if found := given.get(name) or given.get(f"{name}.1"):
+            owner = "" if kind in {"image", "snapshot"} else ACCOUNT
+            return Call(action, f"arn:aws:ec2:{REGION}:{owner}:{kind}/{found}", frozenset(tags.get(found, {}).items()))
+    return Call(action, "*")
 
 
 @contextmanager

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 import os
 
 import boto3
+import permissions
 import pytest
 from click.testing import CliRunner
 from emulated_ec2 import account
+from isolated_machine import ROOT
 
-from run_transcription import smoke
+from run_transcription import images, smoke
 from run_transcription.ami import ami
 from run_transcription.demo.emulator import environment
+from run_transcription.errors import TranscriptionError
 
 REGION = "eu-west-3"
 numbers = itertools.count()
@@ -38,6 +42,10 @@ def region(aws_account, monkeypatch):
         "us-west-1",
         "us-west-2",
         "eu-central-1",
+        "eu-north-1",
+        "ap-northeast-1",
+        "ap-southeast-1",
+        "ap-southeast-2",
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_CONFIG_FILE": os.devnull}
@@ -56,7 +64,8 @@ def make_images(ec2, count: int) -> list[str]:
     base = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
     instance = ec2.run_instances(ImageId=base, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
     made = [ec2.create_image(InstanceId=instance, Name=f"transcribe-{number}")["ImageId"] for number in range(count)]
-    ec2.create_tags(Resources=made, Tags=[{"Key": "transcribe:role", "Value": "image"}])
+    marks = {images.ROLE: "image", images.STATE: "0" * 64}
+    ec2.create_tags(Resources=made, Tags=[{"Key": key, "Value": value} for key, value in marks.items()])
     ec2.terminate_instances(InstanceIds=[instance])
     return made
 
@@ -118,6 +127,28 @@ def test_an_image_that_fails_its_smoke_test_is_no_more_than_a_candidate(region, 
     assert running(ec2) == []
 
 
+def test_an_image_that_no_bake_has_finished_is_not_published(region, ec2):
+    """What packer made but the driver did not mark is no candidate."""
+    (made,) = make_images(ec2, 1)
+    ec2.delete_tags(Resources=[made], Tags=[{"Key": images.STATE}])
+    done = run(region, "publish", made, "--minutes", "0.01")
+    assert (done.exit_code, "not an image that `bake` has finished" in done.output) == (1, True)
+
+
+def test_an_image_is_finished_only_when_ec2_shows_that_it_wants_tokens(region, ec2, aws_account, monkeypatch):
+    """EC2 may have lost what it was told: then the image gets no mark."""
+    lost, kept = make_images(ec2, 2)
+    monkeypatch.setattr(images, "SETTLE_SECONDS", 0)
+    aws_account.answers["ec2:ModifyImageAttribute"] = [
+        (200, "<ModifyImageAttributeResponse><return>true</return></ModifyImageAttributeResponse>")
+    ]
+    with pytest.raises(TranscriptionError, match=f"{lost} is made, but EC2 does not show IMDSv2 on it"):
+        images.complete(region, lost, {"by": "test"}, imds=True)
+    images.complete(region, kept, {"by": "test"}, imds=True)
+    assert "by" not in images.one(region, lost).tags
+    assert images.one(region, kept).tags["by"] == "test"
+
+
 def test_there_is_no_way_back_from_the_first(region, ec2, aws_account):
     """What never named another image can't be rolled back, and that is said."""
     (only,) = make_images(ec2, 1)
@@ -129,11 +160,14 @@ def test_there_is_no_way_back_from_the_first(region, ec2, aws_account):
 
 def test_what_is_used_is_never_removed(region, ec2, aws_account):
     """An image of a launch template, of a parameter or its last value, or of an instance stays; others go."""
-    template, resolved, before, latest, instance, old, newest = make_images(ec2, 7)
+    template, resolved, typed, before, latest, instance, old, newest = make_images(ec2, 8)
     for image in (before, latest):
         console(aws_account, smoke.PASSED)
         run(region, "publish", image)
     boto3.client("ssm", region_name=region).put_parameter(Name="/other/ami", Value=resolved, Type="String")
+    boto3.client("ssm", region_name=region).put_parameter(
+        Name="/their/ami", Value=typed, Type="String", DataType="aws:ec2:image"
+    )
     ec2.create_launch_template(LaunchTemplateName="one", LaunchTemplateData={"ImageId": template})
     ec2.create_launch_template(LaunchTemplateName="two", LaunchTemplateData={"ImageId": "resolve:ssm:/other/ami"})
     ec2.run_instances(ImageId=instance, MinCount=1, MaxCount=1)
@@ -142,10 +176,10 @@ def test_what_is_used_is_never_removed(region, ec2, aws_account):
     snapshots = snapshots_of(ec2, old)
     planned = run(region, "gc", "--keep", "0", "--dry-run")
     assert planned.exit_code == 0, planned.output
-    assert images_of(ec2) == {template, resolved, before, latest, instance, old, newest}
+    assert images_of(ec2) == {template, resolved, typed, before, latest, instance, old, newest}
     done = run(region, "gc", "--keep", "0")
     assert done.output == planned.output.replace("would remove", "removes")
-    assert images_of(ec2) == {template, resolved, before, latest, instance}
+    assert images_of(ec2) == {template, resolved, typed, before, latest, instance}
     left = {each["SnapshotId"] for each in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
     assert snapshots
     assert not snapshots & left
@@ -177,3 +211,33 @@ def test_a_builder_that_was_left_behind_is_ended(region, ec2):
     assert set(running(ec2)) == {builder, other}
     run(region, "gc", "--hours", "0")
     assert running(ec2) == [other]
+
+
+def test_the_builders_policy_allows_what_these_commands_call(region, ec2, aws_account):
+    """Every call of publish, rollback, list and gc is in it; and what it has for them alone, they call."""
+    first, second = make_images(ec2, 2)
+    ec2.create_launch_template(LaunchTemplateName="one", LaunchTemplateData={"ImageId": first})
+    before = len(aws_account.calls)
+    for image in (first, second):
+        console(aws_account, smoke.PASSED)
+        assert run(region, "publish", image).exit_code == 0
+    for words in (["publish", "--rollback"], ["list"]):
+        assert run(region, *words).exit_code == 0
+    made = len(aws_account.calls)
+    make_images(ec2, 1)
+    removed = len(aws_account.calls)
+    assert "removes" in run(region, "gc", "--keep", "0").output
+    theirs = [*aws_account.calls[before:made], *aws_account.calls[removed:]]
+    groups = [each for found in ec2.describe_instances()["Reservations"] for each in found["Instances"]]
+    tags = {each["InstanceId"]: {tag["Key"]: tag["Value"] for tag in each.get("Tags", ())} for each in groups}
+    calls = {permissions.requested(action, given, tags) for action, given in theirs}
+    allowed = permissions.grants(json.loads((ROOT / "docs/builder-policy.json").read_text()))
+    assert permissions.missing(calls, allowed) == set()
+    assert not {action for _, action in permissions.idle(calls, allowed)} & OURS
+
+
+# what no bake calls
+OURS = {
+    *("ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions", "ec2:GetConsoleOutput"),
+    *("ssm:DescribeParameters", "ssm:GetParameterHistory", "ssm:PutParameter"),
+}

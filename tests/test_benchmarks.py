@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -13,8 +14,12 @@ sys.path.append(str(BENCHMARKS))
 
 import charts  # noqa: E402
 import common  # noqa: E402
+import quality  # noqa: E402
 import residency  # noqa: E402
+import sizing  # noqa: E402
 import summary  # noqa: E402
+from scenes import Speech, demo_speech  # noqa: E402
+from transcribers import Text  # noqa: E402
 
 
 def test_the_document_holds_what_the_records_say():
@@ -22,6 +27,21 @@ def test_the_document_holds_what_the_records_say():
     document = summary.DOCUMENT.read_text(encoding="utf-8")
     assert summary.rendered(document, summary.RESULTS) == document
     assert "<!-- loading: begin -->" in document
+
+
+def test_the_sizing_page_holds_what_was_measured_and_reckons_right():
+    """Its table is made from a record, and each row is the page's own formula."""
+    document = summary.SIZING.read_text(encoding="utf-8")
+    assert summary.rendered(document, summary.RESULTS) == document
+    rows = [line.strip("| ").split(" | ") for line in sizing.table(summary.RESULTS).splitlines()[2:]]
+    measured, unknown, *examples = rows
+    assert float(measured[0]) == sizing.measured(summary.RESULTS)[0]
+    assert unknown[0] == "not measured"
+    for rate, _, needed, time, cheap, dear in (measured, *examples):
+        exact = 1_000_000 * 5 / 60 / (float(rate) * 0.9)
+        assert float(needed.replace(",", "")) == pytest.approx(exact, abs=0.51)
+        assert float(time.split()[0]) == pytest.approx(exact / 20, abs=0.051)
+        assert float(cheap[1:].replace(",", "")) * 2 == pytest.approx(float(dear[1:].replace(",", "")), abs=1.01)
 
 
 def test_the_pictures_are_those_of_the_records(tmp_path):
@@ -81,3 +101,33 @@ def test_what_is_in_memory_is_known(tmp_path):
         pytest.skip("this file system keeps its files in memory")
     path.read_bytes()
     assert residency.resident(path) == -(-1_000_000 // 4096)
+
+
+SAID = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel")
+
+
+@pytest.mark.parametrize(
+    ("written", "errors", "lost", "doubled", "at_seams"),
+    [
+        ("alpha bravo charlie delta echo foxtrot golf hotel", 0, 0, 0, 0),
+        ("alpha bravo charlie delta foxtrot golf hotel", 1, 1, 0, 1),
+        ("alpha bravo charlie delta echo echo foxtrot golf hotel", 1, 0, 1, 1),
+        ("bravo charlie delta echo foxtrot golf hotel hotel", 2, 1, 1, 0),
+        ("alpha bravo charlie delta kilo foxtrot golf hotel", 1, 0, 0, 0),
+        ("", 8, 8, 0, 2),
+    ],
+)
+def test_words_are_counted_where_they_were_said(written, errors, lost, doubled, at_seams):
+    """Words that are lost or doubled count at a seam in the four seconds behind the beginning of a chunk."""
+    spoken = [demo_speech.Spoken(word, 2.0 * i, 2.0 * i + 0.5) for i, word in enumerate(SAID)]
+    speech = Speech(np.zeros(16 * 16_000, np.float32), (tuple(spoken[:4]), tuple(spoken[4:])), "en")
+    found = quality.score(speech, Text(written, [(0.1, 6.4), (8.0, 14.5)], [8.0]))
+    assert (found.errors, found.words, found.lost, found.doubled) == (errors, 8, lost, doubled)
+    assert found.at_seams == at_seams
+    assert found.boundary == pytest.approx(0.05)
+
+
+def test_words_written_on_silence_are_counted():
+    """A recording in which nobody speaks has no word that could be lost, and each that is written was invented."""
+    found = quality.score(Speech(np.zeros(9, np.float32), (), None), Text(" thank you", [(0.0, 1.0)], []))
+    assert (found.words, found.lost, found.doubled, found.written) == (0, 0, 2, 2)

@@ -287,7 +287,7 @@ def test_the_script_runs_from_any_folder(here, talk, model):
 
 def test_ctrl_c_ends_at_once_and_keeps_what_is_finished(here, talk, model):
     """After SIGINT the program ends within seconds with status 130, no traceback, and the first result whole."""
-    tone(here / "talk2.wav", seconds=3600)
+    tone(here / "talk2.wav", seconds=1200)
     process = start(
         *("-m", "run_transcription", "transcribe", "talk.wav", "talk2.wav", "--model", model),
         *("-o", "out", "--batch-size", "1", "--no-vad"),  # a tone is no speech
@@ -380,7 +380,7 @@ def test_all_formats_are_written_at_once(here, talk, model):
     result = run("transcribe", talk, "--model", model, "-o", "out", "-f", "srt", "-f", "all")
     assert result.exit_code == 0, result.stderr
     assert {path.name.partition(".")[2] for path in (here / "out").iterdir()} == {
-        "json", "txt", "srt", "vtt", "tsv", "aws.json",
+        "json", "txt", "srt", "vtt", "tsv", "aws.json", "html",
     }  # fmt: skip
     assert [line.count(".srt") for line in result.stderr.splitlines() if "RTFx" in line] == [1]
 

@@ -221,6 +221,21 @@ def test_word_errors_are_a_distance(one, two, three):
     assert score.word_errors(one, three) <= score.word_errors(one, two) + score.word_errors(two, three)
 
 
+@given(WORDS, WORDS)
+def test_words_are_aligned_in_order(one, two):
+    """Each word of both sides is in one pair, in its order, and no pair is empty."""
+    pairs = score.aligned(one, two)
+    assert [i for i, _ in pairs if i is not None] == list(range(len(one)))
+    assert [j for _, j in pairs if j is not None] == list(range(len(two)))
+    assert (None, None) not in pairs
+
+
+def test_a_lost_and_an_invented_word_have_no_other():
+    """Words that are alike are paired, so what was lost or invented is left alone."""
+    assert score.aligned("abc", "ac") == [(0, 0), (1, None), (2, 1)]
+    assert score.aligned("ac", "abc") == [(0, 0), (None, 1), (1, 2)]
+
+
 def test_invention_in_silence_is_an_error():
     """Words where there are none must not divide by nothing, nor look right."""
     assert score.word_error_rate("", "thank you") == 2.0

@@ -123,7 +123,7 @@ def test_progress_is_told_after_each_batch():
 
 def test_finished_chunks_are_not_decoded_again():
     """With the rows of an earlier try the transcript is the same, and only the chunks that lack a row are decoded."""
-    samples, advances, options = ticking(130), [], replace(LOUD, batch_size=2)
+    samples, advances, options = ticking(130), [], replace(LOUD, batch_size=2, language="en")
     whole, _ = direct_transcribe.transcribe(blocks(samples), Clicks(), options, advances.append)
     engine, first = Clicks(), dict(advances[0].rows)
     again, _ = direct_transcribe.transcribe(blocks(samples), engine, options, finished=first)
@@ -141,7 +141,7 @@ def test_blocks_are_read_as_they_are_needed():
             seen.append(len(engine.batches))
             yield ticking(10)
 
-    direct_transcribe.transcribe(stream(), engine, replace(LOUD, batch_size=2))
+    direct_transcribe.transcribe(stream(), engine, replace(LOUD, batch_size=2, language="en"))
     assert seen[0] == 0
     assert seen[16] >= 1
     assert seen[-1] >= 5
@@ -153,7 +153,7 @@ def test_memory_does_not_grow_with_the_recording():
     def peak(minutes):
         tracemalloc.start()
         stream = (ticking(10) for _ in range(6 * minutes))
-        direct_transcribe.transcribe(stream, Clicks(), replace(LOUD, batch_size=2))
+        direct_transcribe.transcribe(stream, Clicks(), replace(LOUD, batch_size=2, language="en"))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most

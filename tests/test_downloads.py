@@ -10,7 +10,7 @@ import pytest
 from faults.proxy import proxied
 
 from run_transcription import downloads, storage
-from run_transcription.demo.emulator import environment, make_stack
+from run_transcription.demo.emulator import environment
 from run_transcription.errors import Gone, Rejected
 from run_transcription.failures import Kind, kind_of
 from run_transcription.storage import Stored
@@ -67,16 +67,23 @@ def test_a_replaced_recording_is_gone(stack, tmp_path):
         downloads.fetch(Stored(address, etag=etag), tmp_path / "two")
 
 
-def test_a_download_that_breaks_off_goes_on(emulator, tmp_path):
-    """Cut answers and slow-downs cost time, not bytes."""
-    address = f"s3://{make_stack('cut').bucket}/a.wav"
+@pytest.mark.parametrize("named", ["by nothing", "by its version", "by its etag"])
+def test_a_download_that_breaks_off_goes_on(stack, tmp_path, named):
+    """Cut answers and slow-downs cost time, not bytes; also where an S3 sends all again instead of the rest."""
+    address = f"s3://{stack.bucket}/a.wav"
     content = os.urandom(500_000)
     storage.store(address, content)
+    there = storage.look(address)
+    wanted = {
+        "by nothing": Stored(address),
+        "by its version": Stored(address, there.version_id),
+        "by its etag": Stored(address, etag=there.etag),
+    }[named]
     with proxied(urlsplit(os.environ["AWS_ENDPOINT_URL"]).port, 0.0, 1) as proxy:
         cuts = ["answer cut", "answer cut"]
         proxy.fault = lambda: cuts.pop(0) if cuts else None
         with environment(os.environ | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_port}"}):
-            path = downloads.fetch(Stored(address), tmp_path / "one")
+            path = downloads.fetch(wanted, tmp_path / "one")
     assert path.read_bytes() == content
     assert not cuts
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import boto3
 import pytest
+from botocore.stub import Stubber
 from faults.imds import FACTS, metadata
 from moto import mock_aws
 
@@ -111,6 +112,59 @@ def test_an_instance_leaves_its_group_as_it_must(service):
         assert [(each["InstanceId"], each["HealthStatus"]) for each in group()["Instances"]] == [
             (broken.id, "Unhealthy")
         ]
+    aws.forget_clients()
+
+
+def test_an_instance_that_its_group_wants_no_more_may_end(service):
+    """A wanted capacity of 0 ends no protected instance: it goes by itself, and nothing is lowered below 0."""
+    with mock_aws():
+        aws.forget_clients()
+        client = boto3.client("autoscaling", region_name="us-east-1")
+        client.create_launch_configuration(LaunchConfigurationName="l", ImageId="ami-1", InstanceType="t2.micro")
+        size = {"MinSize": 0, "MaxSize": 2, "DesiredCapacity": 2, "AvailabilityZones": ["us-east-1a"]}
+        client.create_auto_scaling_group(
+            AutoScalingGroupName="g", LaunchConfigurationName="l", NewInstancesProtectedFromScaleIn=True, **size
+        )
+        client.set_desired_capacity(AutoScalingGroupName="g", DesiredCapacity=0)
+        for left in (1, 0):
+            group = client.describe_auto_scaling_groups(AutoScalingGroupNames=["g"])["AutoScalingGroups"][0]
+            service.facts["instance-id"] = group["Instances"][0]["InstanceId"]
+            assert ec2.instance().end(smaller=True)
+            group = client.describe_auto_scaling_groups(AutoScalingGroupNames=["g"])["AutoScalingGroups"][0]
+            assert (group["DesiredCapacity"], len(group["Instances"])) == (0, left)
+    aws.forget_clients()
+
+
+def member(state):
+    """Return what the group says of an instance in a state."""
+    said = {"InstanceId": FACTS["instance-id"], "AutoScalingGroupName": "g", "AvailabilityZone": "us-east-1a"}
+    said |= {"LifecycleState": state, "HealthStatus": "HEALTHY", "ProtectedFromScaleIn": True}
+    return "describe_auto_scaling_instances", {"AutoScalingInstances": [said]}
+
+
+def test_an_instance_that_ends_does_not_wait_for_its_hooks_time_out(service):
+    """The hook that holds it is told, and no other; an instance that stays is left alone."""
+    hooks = [
+        {"LifecycleHookName": name, "LifecycleTransition": f"autoscaling:EC2_INSTANCE_{kind}"}
+        for name, kind in (("begin", "LAUNCHING"), ("end", "TERMINATING"))
+    ]
+    group = {"AutoScalingGroupName": "g"}
+    action = {"LifecycleHookName": "end", "LifecycleActionResult": "CONTINUE", "InstanceId": FACTS["instance-id"]}
+    aws.forget_clients()
+    instance = ec2.instance()
+    with Stubber(aws.client("autoscaling", "us-east-1")) as stub:
+        instance.let_go()  # in no group: nobody is asked
+        service.facts["autoscaling/target-lifecycle-state"] = "InService"
+        stub.add_response(*member("InService"))
+        instance.let_go()
+        stub.assert_no_pending_responses()
+        service.facts["autoscaling/target-lifecycle-state"] = "Terminated"
+        stub.add_response(*member("Terminating"))
+        stub.add_response(*member("Terminating:Wait"))
+        stub.add_response("describe_lifecycle_hooks", {"LifecycleHooks": hooks}, group)
+        stub.add_response("complete_lifecycle_action", {}, group | action)
+        instance.let_go()
+        stub.assert_no_pending_responses()
     aws.forget_clients()
 
 

@@ -4,7 +4,15 @@ import errno
 
 import pytest
 
-from run_transcription.errors import BrokenOff, Gone, ModelNotLoaded, OutOfOrder, Rejected, TranscriptionError
+from run_transcription.errors import (
+    BrokenOff,
+    Gone,
+    ModelNotLoaded,
+    OutOfMemory,
+    OutOfOrder,
+    Rejected,
+    TranscriptionError,
+)
 from run_transcription.failures import Breaker, Kind, back_off, kind_of
 
 
@@ -31,6 +39,8 @@ def caused(error, cause):
         (RuntimeError("CUDA driver initialization failed"), Kind.ENVIRONMENT),
         (caused(TranscriptionError("it failed"), OutOfOrder("disk full")), Kind.ENVIRONMENT),
         (OutOfMemoryError("CUDA out of memory"), Kind.TRANSIENT),
+        (RuntimeError("CUDA error: out of memory"), Kind.TRANSIENT),
+        (caused(OutOfMemory("8 windows"), RuntimeError("CUDA error: out of memory")), Kind.TRANSIENT),
         (MemoryError(), Kind.TRANSIENT),
         (TranscriptionError("cannot read s3://…: SlowDown"), Kind.TRANSIENT),
         (ZeroDivisionError(), Kind.TRANSIENT),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import tiny_whisper
 from fakes import document, tone
 
 from run_transcription import fast_transcribe, optimized_loader, storage
+from run_transcription.errors import DoneBefore
 from run_transcription.records import Decoding, Job, ModelSpec
 
 
@@ -54,7 +56,8 @@ def test_two_workers_with_one_job_leave_one_result(handle, recording, tmp_path, 
     second = replace(first, transcript=replace(first.transcript, segments=(segment,)))
     fast_transcribe.store(first, recording, ("txt",), 0.0)  # and here the first worker dies, or is slow
     fast_transcribe.store(second, recording, ("json", "txt", "srt"), 0.0)
-    fast_transcribe.store(first, recording, ("json", "txt", "srt"), 0.0)
+    with pytest.raises(DoneBefore, match="by another worker"):
+        fast_transcribe.store(first, recording, ("json", "txt", "srt"), 0.0)
     said = document(storage.read(f"{job.results}.json"))
     assert set(said["files"]) == {"srt", "txt"}
     assert_files_are_as_said(said)
@@ -82,7 +85,7 @@ def test_the_whole_recording_is_transcribed(handle, recording, tmp_path):
     result = fast_transcribe.process(
         Job(str(recording), str(tmp_path / "x")),
         handle,
-        Decoding(batch_size=1, vad=False),
+        Decoding(batch_size=1, vad=False, language="en"),
         ("json",),
         lambda done, of: seen.append((done, of)),
     )
@@ -129,5 +132,6 @@ def test_only_a_job_with_an_identity_keeps_the_json_that_is_there(handle, record
     """The same work, finished before, stays as it is; a person's second run replaces the first one's result."""
     (tmp_path / "x.json").write_text("finished before")
     job = Job(str(recording), str(tmp_path / "x"), identity=identity)
-    fast_transcribe.process(job, handle, Decoding(vad=False), ("json",))
+    with pytest.raises(DoneBefore) if kept else nullcontext():
+        fast_transcribe.process(job, handle, Decoding(vad=False), ("json",))
     assert ((tmp_path / "x.json").read_text() == "finished before") is kept

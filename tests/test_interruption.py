@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from faults.imds import metadata
 
-from run_transcription import ec2, interruption
+from run_transcription import ec2, errands, interruption, leases, service
 from run_transcription.interruption import Stop, stoppable
 from run_transcription.leases import Heart
 
@@ -84,6 +86,21 @@ def manager(tmp_path, monkeypatch):
         listener.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         yield listener
+
+
+def test_the_unit_expects_what_the_worker_does():
+    """It waits for READY, misses no beat of a worker that is busy to end, and kills none that still has its time."""
+    root = Path(__file__).parents[1] / "packer/rootfs/etc"
+    unit = dict(
+        re.findall(r"^(\w+)=(.*)$", (root / "systemd/system/transcribe-worker.service").read_text(), re.MULTILINE)
+    )
+    (stop_seconds,) = re.findall(r"TRANSCRIBE_STOP_SECONDS=(\d+)", (root / "transcribe.env").read_text())
+    farewell = 2 * service.SAVING_SECONDS + errands.POLL_ENDS_SECONDS
+    assert (unit["Type"], unit["NotifyAccess"], unit["Restart"]) == ("notify", "main", "on-failure")
+    assert float(unit["WatchdogSec"]) > 2 * interruption.NOTICE_SECONDS + farewell
+    assert float(unit["TimeoutStartSec"]) >= leases.STALL_SECONDS
+    assert float(unit["TimeoutStopSec"]) > float(stop_seconds) + farewell
+    assert farewell <= ec2.MARGIN
 
 
 def test_systemd_hears_that_the_worker_lives(manager):

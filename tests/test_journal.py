@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +41,22 @@ def test_a_job_is_one_line_with_its_stages_and_cost(capsys):
     assert [said[name] for name in stages] == [1.5, 0.25, 0.5, 0.1, 0.2, 1.0, 0.3]
     assert (said["audio_seconds"], said["rtfx"], said["retries"], said["strategy"]) == (36.0, 20.0, 2, "gpu_state")
     assert said["cost"] == pytest.approx(1.8 / 3600, abs=1e-6)
+
+
+def test_the_speed_of_a_resumed_recording_is_that_of_its_rest(capsys):
+    """Seconds that an earlier try had done are no merit of this one."""
+    Journal().job(replace(DONE, resumed=18.0))
+    assert written(capsys)["rtfx"] == 10.0
+
+
+def test_a_log_that_cannot_be_written_costs_the_line_alone(monkeypatch, caplog):
+    """The disk under it may be full, or its reader gone: what becomes of the job is settled without it."""
+    full = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+    monkeypatch.setattr(sys, "stdout", full)
+    Journal().job(DONE)
+    assert "the journal can't be written" in caplog.text
+    with contextlib.suppress(OSError):
+        full.close()
 
 
 def test_a_price_that_nobody_named_makes_no_cost(capsys):

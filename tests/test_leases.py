@@ -8,13 +8,14 @@ from fakes import counts
 
 from run_transcription import aws, leases
 from run_transcription.leases import Heart, Keeper, Lease
+from run_transcription.sources import SqsSource
 
 
 @pytest.fixture
 def queue_url(emulator):
     """Make a queue with one message."""
     url = aws.sqs().create_queue(QueueName=f"leases-{time.monotonic_ns()}")["QueueUrl"]
-    aws.sqs().send_message(QueueUrl=url, MessageBody="job")
+    aws.sqs().send_message(QueueUrl=url, MessageBody='{"bucket": "bucket", "key": "a.wav"}')
     return url
 
 
@@ -60,6 +61,23 @@ def test_a_message_that_was_lost_is_not_deleted(queue_url):
     time.sleep(1.1)
     late.delete()
     assert counts(queue_url) == (1, 0)
+
+
+def test_a_slow_answer_counts_against_the_lease(queue_url):
+    """The message is hidden from the receipt on, not from the moment at which we hear of it."""
+    source = SqsSource(queue_url, Keeper(30))
+    poll = source._poll
+
+    def slow():
+        message = poll()
+        time.sleep(1.0)
+        return message
+
+    source._poll = slow
+    before = time.monotonic()
+    lease = source.receive().lease
+    assert lease.taken - before < 0.5
+    assert lease.until - before < 30.5
 
 
 def test_a_refused_receipt_is_a_lost_message(queue_url):

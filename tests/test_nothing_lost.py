@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import replace
-from difflib import SequenceMatcher
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from run_transcription import direct_transcribe, optimized_loader
-from run_transcription.demo.score import word_errors
+from run_transcription.demo.score import aligned, word_errors, words
 from run_transcription.records import SAMPLE_RATE, Decoding, ModelSpec
 from tools import require_tool
 
@@ -48,36 +47,50 @@ def transcribe(samples, engine, decoding=ENGLISH):
     return direct_transcribe.transcribe(np.array_split(samples, 7), engine, decoding)[0]
 
 
-def test_no_word_is_lost_or_doubled_where_nobody_pauses(engine, clips):
-    """Two minutes of speech without a pause are cut at seams, and there each word comes out once."""
-    speech, advances = scene("no pauses", clips, 120), []
-    found, _ = direct_transcribe.transcribe([speech.samples], engine, ENGLISH, advances.append)
-    chunks = [chunk for advance in advances for chunk, _ in advance.rows]
-    seams = [(b.start / SAMPLE_RATE, a.end / SAMPLE_RATE) for a, b in pairwise(chunks) if 0 < a.end - b.start < a.end]
-    assert len(seams) >= 4
-    heard, said = found.text.split(), [word for phrase in speech.phrases for word in phrase]
-    changes = SequenceMatcher(None, speech.words, heard, autojunk=False).get_opcodes()
-    moved = [said[min(a, len(said) - 1)] for _, a, b, c, d in changes if b - a != d - c]
-    middles = [(word.start + word.end) / 2 for word in moved]
-    assert not [middle for middle in middles if any(start <= middle <= end for start, end in seams)]
-    assert word_errors(speech.words, heard) <= 0.02 * len(speech.words)
+def wrong(speech, found):
+    """Count the words of a transcript that are replaced, lost or invented."""
+    return word_errors(speech.words, words(found.text))
+
+
+@pytest.fixture(scope="module")
+def most(engine, clips):
+    """Say how many words may be wrong in a scene: as many as the same model has wrong by transformers' long form."""
+
+    @functools.cache
+    def count(name, seconds):
+        speech = scene(name, clips, seconds)
+        return wrong(speech, transcribe(speech.samples, engine, replace(ENGLISH, sequential=True)))
+
+    return count
+
+
+def test_no_word_is_lost_or_doubled_where_nobody_pauses(engine, clips, most):
+    """Two minutes without a pause are cut at seams: joining costs no word that one window would have right."""
+    import quality
+
+    speech = scene("no pauses", clips, 120)
+    found = transcribe(speech.samples, engine)
+    assert len({segment.seek for segment in found.segments}) >= 5
+    assert quality.seam_errors(speech, found.text, engine) == 0
+    assert wrong(speech, found) <= most("no pauses", 120)
     assert found.quality.coverage >= 0.995
 
 
-@pytest.mark.parametrize("vad", [True, False])
+@pytest.mark.parametrize("listening", [True, False])
 @pytest.mark.parametrize("name", ["music under speech", "10 dB SNR"])
-def test_music_and_noise_cost_no_words(engine, clips, name, vad):
-    """Chords and drums, or noise, 10 dB below the speech: what is said is found and has text."""
+def test_music_and_noise_cost_no_words(engine, clips, name, listening):
+    """Chords and drums, or noise, 10 dB below the speech: 99 % of what is said is found and has text."""
     speech = scene(name, clips, 60)
-    found = transcribe(speech.samples, engine, replace(ENGLISH, vad=vad))
-    assert word_errors(speech.words, found.text.split()) <= (0.05 if vad else 0.08) * len(speech.words)
+    found = transcribe(speech.samples, engine, replace(ENGLISH, vad=listening))
+    pairs = aligned(speech.words, words(found.text))
+    written = {i for i, j in pairs if j is not None}
     spans = [(segment.start - 0.3, segment.end + 0.3) for segment in found.segments]
     middles = [(word.start + word.end) / 2 for phrase in speech.phrases for word in phrase]
-    covered = sum(any(start <= middle <= end for start, end in spans) for middle in middles)
-    assert covered >= 0.99 * len(middles)
+    covered = [i in written and any(start <= middle <= end for start, end in spans) for i, middle in enumerate(middles)]
+    assert sum(covered) >= 0.99 * len(middles)
 
 
-def test_long_silences_cost_nothing(engine, clips):
+def test_long_silences_cost_nothing(engine, clips, most):
     """Turns between long silences are all there, and the silences are not decoded."""
     speech = scene("long gaps", clips, 120)
     seen = []
@@ -91,18 +104,18 @@ def test_long_silences_cost_nothing(engine, clips):
             return decode(windows, decoding)
 
     found = transcribe(speech.samples, Watching())
-    assert word_errors(speech.words, found.text.split()) <= 0.03 * len(speech.words)
+    assert wrong(speech, found) <= most("long gaps", 120)
     assert sum(seen) < 0.6 * len(speech.samples)
 
 
-@pytest.mark.parametrize("vad", [True, False])
+@pytest.mark.parametrize("listening", [True, False])
 @pytest.mark.parametrize("name", ["silence", "white noise", "tones", "hold music"])
-def test_nothing_is_invented(engine, name, vad):
+def test_nothing_is_invented(engine, name, listening):
     """Where nobody speaks nothing is written, with and without Silero VAD."""
     import scenes
 
     silent = next(each for each in scenes.SILENCE if each.name == name).make(None, 60, 1)
-    found = transcribe(silent.samples, engine, replace(ENGLISH, vad=vad))
+    found = transcribe(silent.samples, engine, replace(ENGLISH, vad=listening))
     assert found.text == ""
 
 
@@ -128,13 +141,16 @@ def test_a_transcript_knows_how_sure_it_is(engine, clips):
 
 
 def test_the_same_recording_gives_the_same_transcript(engine, clips):
-    """Also where rows fail and are drawn by chance; and a try that takes over half the rows ends alike."""
+    """Also where rows fail and are drawn by chance, in other batches, and in a try that takes over half the rows."""
     samples = scene("no pauses", clips, 70).samples[: 65 * SAMPLE_RATE]
     strict = replace(ENGLISH, logprob_threshold=-0.01, batch_size=2)
     advances = []
     first = direct_transcribe.transcribe([samples], engine, strict, advances.append)[0]
     assert first.quality.retried_rows > 0
     assert first.quality.needs_review
+    others = direct_transcribe.transcribe([samples], engine, replace(strict, batch_size=8))[0]
+    said = [[(each.start, each.end, each.tokens) for each in found.segments] for found in (first, others)]
+    assert said[0] == said[1]
     kept = dict(advances[0].rows)
     assert direct_transcribe.transcribe(np.array_split(samples, 5), engine, strict, finished=kept)[0] == first
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
 
 import hcl2
 import pytest
+from click.testing import CliRunner
 
-from run_transcription import bake_parts, packer_process
+from run_transcription import bake, bake_parts, packer_process
 from tools import require_tool
 
 PACKER = Path(__file__).parents[1] / "packer"
@@ -61,6 +63,15 @@ def test_every_variable_is_explained_and_checked():
             assert {"description", "type", "validation"} <= facts.keys(), name
 
 
+def test_the_image_must_bring_what_a_stack_starts():
+    """The program that validation looks for is the one that the stack's user data calls."""
+    variables = {name: facts for each in read("variables.pkr.hcl")["variable"] for name, facts in each.items()}
+    (facts,) = (found for name, found in variables.items() if unquoted(name) == "log_agent")
+    agent = unquoted(facts["default"])
+    assert agent.endswith("/amazon-cloudwatch-agent-ctl")
+    assert f"- - {agent}\n" in (PACKER.parent / "infra/stack.yaml").read_text()
+
+
 def test_plugins_stand_alone():
     """Old packer refuses the block, so it has a file of its own that is left out there."""
     found = {path.name for path in PACKER.rglob("*.pkr.hcl") if "required_plugins" in path.read_text()}
@@ -70,7 +81,7 @@ def test_plugins_stand_alone():
 
 def test_every_script_is_a_step():
     """No script is forgotten, and none is called that is not there."""
-    called = re.findall(r"/provisioners/([a-z-]+)\.sh", (PACKER / "build.pkr.hcl").read_text())
+    called = bake_parts.steps(PACKER)
     assert sorted(called) == [path.stem for path in SCRIPTS]
     assert called[-2:] == ["validate-image", "write-bill"]
 
@@ -139,6 +150,13 @@ def test_the_base_image_is_pinned_in_place(tmp_path):
     assert found["model"] == bake_parts.pins(PACKER)["model"]
 
 
+def test_a_dry_run_pins_nothing():
+    """What changes nothing can't write the base image down."""
+    done = CliRunner().invoke(bake.bake, ["--pin-base", "--dry-run"])
+    assert done.exit_code == 2
+    assert "choose one" in done.output
+
+
 @pytest.mark.parametrize(
     ("line", "kind", "text"),
     [
@@ -155,6 +173,13 @@ def test_the_base_image_is_pinned_in_place(tmp_path):
 def test_what_packer_says_is_read(line, kind, text):
     """A line for people gives its kind and its text; all others give nothing."""
     assert packer_process.said(line + "\n") == (kind, text)
+
+
+def test_the_image_is_that_of_the_last_run(tmp_path):
+    """Packer adds to its manifest: what an earlier run made is not taken for this one's."""
+    builds = [{"packer_run_uuid": uuid, "artifact_id": f"eu-west-1:ami-{uuid}"} for uuid in ("1", "3", "2")]
+    (tmp_path / "manifest.json").write_text(json.dumps({"builds": builds, "last_run_uuid": "3"}))
+    assert bake._artifact(tmp_path) == "ami-3"
 
 
 def test_a_script_is_a_step_of_its_own():

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import boto3
 import pytest
 from botocore.stub import Stubber
-from emulated_group import ANSWERS, WANTED, a_group, answering
-from permissions import GROUP
+from click.testing import CliRunner
+from emulated_group import ANSWERS, IMAGE, WANTED, a_group, answering
+from permissions import GROUP, REGION
 
+from run_transcription import __main__ as program
 from run_transcription import aws, fleet, fleet_report, preflight, status
+from run_transcription.demo.emulator import clean_environment, environment
 from run_transcription.errors import TranscriptionError
+
+FILES = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +61,20 @@ def test_an_absent_image_says_how_to_make_one(account):
 
 
 def test_a_network_without_a_way_out_is_found(account):
-    """Subnets of one's own need the internet or endpoints for both services."""
+    """Subnets of one's own need endpoints, or the internet: through its gateway only what has a public address gets."""
     client = boto3.client("ec2")
     network = client.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
     subnet = client.create_subnet(VpcId=network, CidrBlock="10.0.0.0/24")["Subnet"]["SubnetId"]
     shut = table(vpc_id=network, subnet_ids=(subnet,))["route to S3, SQS"]
     assert not shut.ok
-    assert "no endpoint for s3 and sqs" in shut.text
+    assert "no endpoint for autoscaling, s3, sqs" in shut.text
     assert not table(vpc_id=network)["route to S3, SQS"].ok
     gateway = client.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
     client.attach_internet_gateway(InternetGatewayId=gateway, VpcId=network)
     main = client.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [network]}])["RouteTables"][0]
     client.create_route(RouteTableId=main["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
+    assert not table(vpc_id=network, subnet_ids=(subnet,))["route to S3, SQS"].ok
+    client.modify_subnet_attribute(SubnetId=subnet, MapPublicIpOnLaunch={"Value": True})
     assert table(vpc_id=network, subnet_ids=(subnet,))["route to S3, SQS"].ok
 
 
@@ -77,7 +86,27 @@ def test_a_name_that_no_bucket_can_have_is_refused(account, name):
 
 def test_without_a_fleet_only_what_it_needs_is_checked(account):
     """No quota and no image matter to bucket and queues."""
-    assert list(table(max_workers=0)) == ["credentials", "name"]
+    assert list(table(max_workers=0)) == ["name"]
+
+
+@pytest.mark.parametrize("command", [["deploy", "--dry-run"], ["deploy", "--yes"]])
+def test_without_credentials_that_is_the_first_line(command):
+    """Nothing else can be checked, so nothing else is said, and what to do is not a traceback."""
+    nobody = {"AWS_DEFAULT_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true"}
+    with environment(clean_environment() | dict.fromkeys(FILES, os.devnull) | nobody):
+        done = CliRunner().invoke(program.main, command)
+    assert done.exit_code == 1
+    assert re.fullmatch(
+        r"TO DO credentials +cannot use these AWS credentials: there are no credentials: run .*\n", done.stdout
+    )
+    assert done.stderr == "Error: nothing was done: see credentials above\n"
+
+
+def test_credentials_are_told_with_their_account(account):
+    """Whose account it is stands in the first line."""
+    check = preflight.credentials(REGION)
+    assert check.ok
+    assert check.text.startswith("account 123456789012 as arn:aws:")
 
 
 def test_status_tells_instances_hours_and_cost(account, monkeypatch):
@@ -92,6 +121,39 @@ def test_status_tells_instances_hours_and_cost(account, monkeypatch):
     unknown = fleet_report.make(account, datetime(2100, 1, 1, tzinfo=UTC))
     assert unknown.cost is None
     assert "the cost is unknown: not allowed" in "\n".join(status.lines(unknown))
+
+
+def test_status_says_which_alarms_stand_and_why(account):
+    """Those of another stack whose name begins alike are not ours, and what is well is not told."""
+    client = boto3.client("cloudwatch")
+    for name in (f"{GROUP}-BrokenAlarm-1A2B", f"{GROUP}-DeadLetterAlarm-3C", f"{GROUP}-more-BrokenAlarm-4D"):
+        client.put_metric_alarm(
+            AlarmName=name,
+            AlarmDescription="Mend it.",
+            MetricName="m",
+            Namespace="n",
+            Statistic="Sum",
+            Period=60,
+            EvaluationPeriods=1,
+            Threshold=1,
+            ComparisonOperator="GreaterThanThreshold",
+        )
+        state = "OK" if "Dead" in name else "ALARM"
+        client.set_alarm_state(AlarmName=name, StateValue=state, StateReason="so")
+    report = fleet_report.make(account, datetime(2100, 1, 1, tzinfo=UTC))
+    assert [(alarm.name, alarm.text) for alarm in report.alarms] == [("BrokenAlarm", "Mend it.")]
+    assert re.search(r"^alarm +BrokenAlarm since 20\d\d-.+: Mend it\.$", "\n".join(status.lines(report)), re.MULTILINE)
+
+
+def test_status_without_an_image_says_that_nothing_can_start(account):
+    """All else is told nevertheless."""
+    parameters = boto3.client("ssm")
+    value = parameters.get_parameter(Name=IMAGE)["Parameter"]["Value"]
+    parameters.delete_parameter(Name=IMAGE)
+    text = "\n".join(status.lines(fleet_report.make(account, datetime(2100, 1, 1, tzinfo=UTC))))
+    parameters.put_parameter(Name=IMAGE, Value=value, Type="String")
+    assert "instances  2 of 2 wanted; new ones start from no image" in text
+    assert f"no instance can start: cannot read {IMAGE}" in text
 
 
 def _refuse(*_):

@@ -98,3 +98,14 @@ def test_only_missing_words_are_put_in():
     assert (new.start, new.end) == pytest.approx((1, 2), abs=0.1)
     (new,) = seams.missing((segment(0.3, 0.9, 2),), found, Span(1, 2.1), Words())
     assert ids([new]) == [3]
+
+
+def test_sides_that_differ_are_cut_at_a_word_that_both_have():
+    """Times are a guess: by time alone a word that both heard would be lost, or come out twice."""
+    words = list(range(120))
+    left = [word + 500 if word in (54, 58) else word for word in words]
+    right = [word + 600 if word in (54, 58) else word for word in words]
+    for shift in (-0.6, 0.6):
+        found, agree = joined(spoken(left, 0, 30), spoken(right, 26, 60, shift=shift))
+        assert not agree
+        assert [word % 100 if word >= 500 else word for word in found] == words

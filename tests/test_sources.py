@@ -77,12 +77,13 @@ def test_poison_goes_to_the_dead_letters_at_once_with_its_reason(stack, source):
     assert "no JSON" in found[0]["MessageAttributes"]["reason"]["StringValue"]
 
 
-def test_poison_without_a_dead_letter_queue_is_left_where_it_is(emulator):
-    """Nothing is ever thrown away."""
+def test_poison_without_a_dead_letter_queue_is_left_where_it_is(emulator, caplog):
+    """Nothing is ever thrown away; that there is no such queue is said at the start."""
     url = aws.sqs().create_queue(QueueName="no-dead-letters")["QueueUrl"]
     aws.sqs().send_message(QueueUrl=url, MessageBody="poison")
     assert SqsSource(url).receive() is None
     assert counts(url) == (0, 1)
+    assert "has no dead-letter queue" in caplog.messages[0]
 
 
 def test_a_delivery_knows_how_often_it_came_and_how_long_it_waited(stack, source):

@@ -113,6 +113,13 @@ def test_a_name_that_is_no_utf_8_is_refused_by_s3(stack):
         storage.store(f"s3://{stack.bucket}/\udce9.json", b"text")
 
 
+def test_who_stops_reading_a_listing_meets_no_error(monkeypatch):
+    """Also at the interpreter's end, when the names of AWS's errors can't be imported any more."""
+    monkeypatch.setattr(aws, "_errors", lambda: pytest.fail("there is no error to be told"))
+    with pytest.raises(GeneratorExit), aws.plainly("list"):
+        raise GeneratorExit
+
+
 def test_a_conflict_is_tried_again(emulator, monkeypatch):
     """409 means that another writer was at it: the next try decides."""
     monkeypatch.setattr(storage, "CONFLICT_PAUSES", (0.0, 0.0))

@@ -70,6 +70,14 @@ def run(*arguments):
     return CliRunner().invoke(submit.submit, [str(argument) for argument in arguments])
 
 
+def test_the_address_of_a_bucket_names_it_too(stack, talk):
+    """People type s3:// where a name is asked for; what can be neither is a mistake of usage, in one line."""
+    assert run(talk, "--bucket", f"s3://{stack.bucket}/").exit_code == 0
+    done = run(talk, "--bucket", "s3://a/b")
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert "'s3://a/b' is no name of a bucket" in done.output
+
+
 def test_files_are_uploaded_and_their_keys_printed(stack, root, talk):
     """Standard output has the keys and nothing else, for the next program."""
     done = run(talk, "--bucket", stack.bucket)

@@ -97,8 +97,40 @@ def test_no_role_has_a_wildcard_on_s3_or_sqs(resources):
         for statement in statements(document):
             actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
             assert not [action for action in actions if "*" in action]
-            if statement["Resource"] == "*":
+            if statement["Resource"] in ("*", ["*"]):
                 assert not [action for action in actions if action.startswith(("s3:", "sqs:", "sns:", "kms:", "logs:"))]
+
+
+def test_whoever_deploys_may_make_what_the_template_has(template):
+    """CloudFormation makes resources in the deployer's name: every service of the template, and none beyond."""
+    statements = json.loads((ROOT / "infra/deploy-policy.json").read_text())["Statement"]
+    (through,) = [each for each in statements if "Condition" in each]
+    assert through["Condition"] == {"ForAnyValue:StringEquals": {"aws:CalledVia": "cloudformation.amazonaws.com"}}
+    granted = {action.split(":")[0] for action in through["Action"]}
+    kinds = {resource["Type"].split("::")[1].lower() for resource in template["Resources"].values()}
+    assert granted == kinds | {"ssm"}  # EC2 looks whether the image's parameter is there
+
+
+@pytest.mark.parametrize("service", ["ec2", "ecs-tasks"])
+def test_the_role_is_for_workers_of_this_account(resources, service):
+    """Instances have it, and containers of this account; nobody else can take it."""
+    (role,) = resources["IAM::Role"].values()
+    trusts = role["AssumeRolePolicyDocument"]["Statement"]
+    assert len(trusts) == 2
+    (trust,) = [each for each in trusts if each["Principal"] == {"Service": f"{service}.amazonaws.com"}]
+    own = {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}}
+    assert trust.get("Condition") == (own if service == "ecs-tasks" else None)
+
+
+def test_what_batch_imports_is_exported(template):
+    """The job definition needs no output of the stack to be typed."""
+    batch, _ = decode(str(ROOT / "infra/batch.yaml"))
+    exported = {each["Export"]["Name"]["Fn::Sub"] for each in template["Outputs"].values() if "Export" in each}
+    imported = set(re.findall(r"Fn::ImportValue': {'Fn::Sub': '([^']+)'", str(batch)))
+    assert {name.replace("${Stack}", "${AWS::StackName}") for name in imported} == exported
+    (definition,) = [each for each in batch["Resources"].values() if each["Type"] == "AWS::Batch::JobDefinition"]
+    told = {each["Name"] for each in definition["Properties"]["ContainerProperties"]["Environment"]}
+    assert {"TRANSCRIBE_QUEUE_URL", "TRANSCRIBE_OUTPUT_DIR"} <= told
 
 
 def test_the_bucket_is_private_versioned_and_encrypted(resources):
@@ -153,17 +185,42 @@ def test_instances_are_added_by_metrics_and_ended_by_their_workers(resources):
     assert hook["DefaultResult"] == "CONTINUE"
 
 
-def test_a_broken_image_stops_the_fleet_and_nothing_wakes_it(resources):
-    """The cooldown of a simple policy holds back simple policies: so both have to be of that kind."""
-    broken, wake = (resources["AutoScaling::ScalingPolicy"][name] for name in ("BrokenPolicy", "WakePolicy"))
-    assert broken["PolicyType"] == wake["PolicyType"] == "SimpleScaling"
-    assert (broken["AdjustmentType"], broken["ScalingAdjustment"]) == ("ExactCapacity", 0)
-    assert int(broken["Cooldown"]) > 3600 > int(wake["Cooldown"])
-    alarm = resources["CloudWatch::Alarm"]["BrokenAlarm"]
+def test_a_broken_image_stops_the_fleet_and_the_next_try_waits(resources):
+    """A step policy sets what is wanted to 0 at once; the cooldown of the waking policy outlasts the alarm."""
+    policies, alarms = resources["AutoScaling::ScalingPolicy"], resources["CloudWatch::Alarm"]
+    broken, wake, alarm = policies["BrokenPolicy"], policies["WakePolicy"], alarms["BrokenAlarm"]
+    assert (broken["PolicyType"], broken["AdjustmentType"]) == ("StepScaling", "ExactCapacity")
+    (step,) = broken["StepAdjustments"]
+    assert (step["MetricIntervalLowerBound"], step["ScalingAdjustment"]) == (0, 0)  # at the threshold, and above
+    assert alarm["ComparisonOperator"] == "GreaterThanOrEqualToThreshold"
     assert alarm["AlarmActions"][0] == {"Ref": "BrokenPolicy"}
     assert "self-test" in alarm["AlarmDescription"]
-    grow = resources["AutoScaling::ScalingPolicy"]["GrowPolicy"]["TargetTrackingConfiguration"]
+    assert "desired capacity is set to 0" in alarm["AlarmDescription"]
+    assert wake["PolicyType"] == "SimpleScaling"  # no other kind has a cooldown
+    (group,) = resources["AutoScaling::AutoScalingGroup"].values()
+    boot = group["HealthCheckGracePeriod"]
+    assert int(wake["Cooldown"]) > boot + alarm["Period"] * alarm["EvaluationPeriods"]
+    grow = policies["GrowPolicy"]["TargetTrackingConfiguration"]
     assert grow["CustomizedMetricSpecification"]["Metrics"][0]["Expression"].startswith("IF(desired > 0, ")
+
+
+def test_what_nobody_would_notice_has_an_alarm(resources):
+    """Each says what to do, and tells the topic where there is one."""
+    alarms = resources["CloudWatch::Alarm"]
+    assert alarms.keys() >= {"OldestMessageAlarm", "DeadLetterAlarm", "IdleFleetAlarm", "BrokenAlarm"}
+    for name in alarms.keys() - {"WakeAlarm"}:
+        topic = alarms[name]["AlarmActions"][-1]
+        assert topic == {"Fn::If": ["HasTopic", {"Ref": "NotificationTopic"}, {"Ref": "AWS::NoValue"}]}
+        assert "run-transcription" in alarms[name]["AlarmDescription"]
+    idle = alarms["IdleFleetAlarm"]
+    assert idle["EvaluationPeriods"] * idle["Metrics"][1]["MetricStat"]["Period"] == 6 * 3600
+
+
+def test_every_share_of_spot_has_its_rest(template):
+    """What may be given is in the mapping, and both make a hundred."""
+    allowed = template["Parameters"]["SpotPercentage"]["AllowedValues"]
+    rest = {int(spot): row["Percentage"] for spot, row in template["Mappings"]["OnDemand"].items()}
+    assert rest == {spot: 100 - spot for spot in allowed}
 
 
 def test_every_expression_knows_its_metrics(resources):
@@ -193,19 +250,6 @@ def test_the_kinds_of_instances_are_those_that_are_checked(resources):
     assert [each["InstanceType"] for each in overrides] == [kind.name for kind in fleet.KINDS]
     subnets = resources["EC2::Subnet"]
     assert len(subnets) == preflight.ZONES_OF_OURS
-
-
-def test_instances_are_told_all_that_a_worker_needs(resources):
-    """Each variable is an option of the worker, and results never go where recordings come from."""
-    from run_transcription import options, worker
-
-    (data,) = [each["LaunchTemplateData"] for each in resources["EC2::LaunchTemplate"].values()]
-    text = data["UserData"]["Fn::Base64"]["Fn::Sub"][0]
-    told = set(re.findall(r"^ +(TRANSCRIBE_\w+)=", text, re.MULTILINE)) | {"TRANSCRIBE_NOTIFY_TOPIC"}
-    known = {options.environment_variable(option) for option in worker.worker.params}
-    assert told <= known
-    assert {"TRANSCRIBE_QUEUE_URL", "TRANSCRIBE_BACKFILL_URL", "TRANSCRIBE_BUCKET", "TRANSCRIBE_OUTPUT_DIR"} <= told
-    assert text.startswith("#cloud-config\n")
 
 
 def test_the_dashboard_is_json(resources):

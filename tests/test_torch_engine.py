@@ -15,7 +15,7 @@ from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForCo
 
 from run_transcription import batches
 from run_transcription.batches import Decoder
-from run_transcription.engines import assemble, vocabulary
+from run_transcription.engines import assemble, long_form, vocabulary
 from run_transcription.engines.choosing import Chooser
 from run_transcription.engines.torch_engine import TorchEngine
 from run_transcription.errors import ModelNotLoaded, OutOfMemory, Rejected, TranscriptionError
@@ -254,13 +254,14 @@ def test_nothing_is_written_to_standard_error(folder):
     """Loading and decoding is quiet: no warnings of transformers, of generate or of torch."""
     program = """
 import sys, numpy, pathlib
-from run_transcription.engines import assemble, vocabulary
+from run_transcription.engines import assemble, long_form, vocabulary
 from run_transcription.engines.torch_engine import TorchEngine
 from run_transcription.records import Decoding, ModelFacts
 folder = pathlib.Path(sys.argv[1])
 engine = TorchEngine(assemble.mapped_model(folder, "float32", "sdpa"), vocabulary.read(folder), ModelFacts(*["-"] * 5))
 for _ in range(2):
     print(len(engine.transcribe([numpy.zeros(16000, "float32")] * 2, Decoding()).rows))
+engine.transcribe_sequentially(numpy.ones(16000, "float32"), Decoding())
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -310,10 +311,17 @@ def test_tokens_are_drawn_by_their_probabilities():
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError("Unable to allocate 1.83 MiB"),
+    ],
 )
 def test_no_room_is_said(engine, windows, error, monkeypatch):
-    """What torch raises where memory runs out becomes one line; other errors stay what they are."""
+    """What torch, its libraries and numpy raise where memory runs out becomes one line; other errors stay."""
 
     def fail(*_):
         raise error
@@ -321,6 +329,9 @@ def test_no_room_is_said(engine, windows, error, monkeypatch):
     monkeypatch.setattr(engine, "_transcribe", fail)
     with pytest.raises(OutOfMemory, match="4 windows at a time don't fit into memory: use a smaller --batch-size"):
         engine.transcribe(windows, ENGLISH)
+    monkeypatch.setattr(long_form, "passed", fail)
+    with pytest.raises(OutOfMemory, match="does not fit into memory: leave --sequential out"):
+        engine.transcribe_sequentially(windows[0], ENGLISH)
     error = RuntimeError("something else")
     with pytest.raises(RuntimeError, match="something else"):
         engine.transcribe(windows, ENGLISH)

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -19,10 +21,12 @@ from run_transcription import aws, names, optimized_loader, pipeline, service, s
 from run_transcription.demo.emulator import make_stack
 from run_transcription.engines import golden
 from run_transcription.errands import Desk, Shift
-from run_transcription.errors import OutOfOrder, TranscriptionError
+from run_transcription.errors import BrokenOff, ModelNotLoaded, OutOfOrder, TranscriptionError
+from run_transcription.fast_transcribe import transcribe_file
 from run_transcription.interruption import Stop, stoppable
+from run_transcription.journal import Journal
 from run_transcription.leases import Heart, Keeper
-from run_transcription.records import Decoding, ModelFacts, ModelSpec
+from run_transcription.records import Decoding, Job, ModelFacts, ModelSpec
 from run_transcription.resume import load
 from run_transcription.sources import FolderSource, SqsSource
 from run_transcription.uploads import Upload
@@ -48,8 +52,9 @@ def shift(desk, tmp_path):
 
 
 @pytest.fixture
-def queue(stack):
-    """Fill a queue with one upload: a second of a tone."""
+def queue(stack, shift):
+    """Take recordings of the stack's bucket from its queue."""
+    shift.desk = replace(shift.desk, buckets=frozenset({stack.bucket}))
     source = SqsSource(stack.queue_url, Keeper(30), poll_seconds=0)
     source.receive().finish()  # S3's test event
     return source
@@ -85,6 +90,23 @@ class Refusing:
         if self.times >= 0:
             raise self.error
         return self.engine.transcribe(windows, decoding)
+
+
+class Instance:
+    """What a worker does with its instance; it may leave its group at the second time that it asks."""
+
+    def __init__(self):
+        self.asked = []
+
+    def end(self, *, smaller):
+        self.asked.append(f"end, smaller: {smaller}")
+        return len(self.asked) == 2
+
+    def out_of_service(self):
+        self.asked.append("out of service")
+
+    def let_go(self):
+        self.asked.append("let go")
 
 
 def refusing(shift, error, times=1):
@@ -145,13 +167,7 @@ def test_a_broken_machine_gives_everything_back_and_goes_out_of_service(shift, q
     for number in range(5):
         storage.upload(recording, f"s3://{stack.bucket}/uploads/{number}.wav")
 
-    class Broken:
-        unhealthy = 0
-
-        def out_of_service(self):
-            self.unhealthy += 1
-
-    instance, heard = Broken(), golden.hear(shift.desk.handle.engine)
+    instance, heard = Instance(), golden.hear(shift.desk.handle.engine)
 
     class OnceWell(Refusing):
         def transcribe(self, windows, decoding):
@@ -164,13 +180,54 @@ def test_a_broken_machine_gives_everything_back_and_goes_out_of_service(shift, q
     shift.desk = replace(shift.desk, handle=replace(shift.desk.handle, engine=engine))
     with pytest.raises(OutOfOrder, match="this machine can't transcribe, so all is given back: .*CUDA error"):
         worker.run(shift, queue, Terms(instance=instance, golden=heard))
-    assert instance.unhealthy == 1
+    assert instance.asked == ["out of service"]
     assert counts(stack.queue_url) == (5, 0)
     received = [SqsSource(stack.queue_url, Keeper(30)).receive().receives for _ in range(5)]
     assert max(received) == 2
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert sum(line.get("environment_failures", 0) for line in lines) == 1
     assert sum(line.get("self_test_failures", 0) for line in lines) == 2
+
+
+def test_a_machine_that_cannot_load_the_model_goes_out_of_service(tmp_path, capsys):
+    """CUDA that does not start shows before any self-test can: it counts as one that failed."""
+    instance = Instance()
+    with pytest.raises(ModelNotLoaded):
+        worker.load(ModelSpec(str(tmp_path), home=tmp_path), Journal(), instance)
+    assert instance.asked == ["out of service"]
+    assert json.loads(capsys.readouterr().out)["self_test_failures"] == 1
+
+
+def test_a_doubt_is_settled_also_while_nothing_waits_for_the_model(shift, queue, stack, recording):
+    """Whoever raises it: the worker tests itself and goes on receiving."""
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+    shift.breaker.failed()
+    worker.work(shift, queue, Terms(idle_seconds=3.0))
+    assert counts(stack.queue_url) == (0, 0)
+
+
+@pytest.mark.parametrize("machine", ["stopped", "broken"])
+def test_what_is_given_back_is_not_taken_back_by_a_poll_under_way(shift, queue, stack, recording, no_pause, machine):
+    """A poll that has begun would bring it right back, and each time counts for the dead-letter queue."""
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+
+    class Failing(Refusing):
+        def transcribe(self, windows, decoding):
+            time.sleep(0.5)  # the next poll begins
+            if machine == "stopped":
+                shift.stop.ask("a test", 5.0)
+            raise self.error
+
+    error = BrokenOff("a test") if machine == "stopped" else RuntimeError("CUDA error: unspecified launch failure")
+    engine = Failing(shift.desk.handle.engine, error)
+    shift.desk = replace(shift.desk, handle=replace(shift.desk.handle, engine=engine))
+    patient = SqsSource(stack.queue_url, Keeper(30), poll_seconds=3)
+    if machine == "broken":
+        with pytest.raises(OutOfOrder):
+            worker.work(shift, patient, Terms())
+    else:
+        worker.work(shift, patient, Terms())
+    assert queue.receive().receives == 2
 
 
 def test_a_machine_that_hears_something_else_takes_no_work(shift, queue, stack, recording, no_pause):
@@ -211,30 +268,20 @@ def test_an_idle_worker_ends(shift, queue):
 
 
 def test_an_idle_worker_ends_its_instance_where_the_group_may_shrink(shift, queue):
-    """At the minimum it stays, and asks again after as long a time."""
-    asked = []
-
-    class Instance:
-        def end(self, *, smaller):
-            asked.append(smaller)
-            return len(asked) == 2
-
-    worker.work(shift, queue, Terms(idle_seconds=0.5, instance=Instance()))
-    assert asked == [True, True]
+    """At the minimum it stays, and asks again after as long a time; at the end it holds nothing back."""
+    instance = Instance()
+    worker.run(shift, queue, Terms(idle_seconds=0.5, instance=instance))
+    assert instance.asked == ["end, smaller: True", "end, smaller: True", "let go"]
 
 
 def test_a_worker_of_an_older_image_ends_its_instance_after_its_job(shift, queue, stack, recording):
     """The group puts one with the new image in its place: it does not shrink."""
     storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
-    asked = []
-
-    class Instance:
-        def end(self, *, smaller):
-            asked.append(smaller)
+    instance = Instance()
 
     class Outdating(Refusing):
         def transcribe(self, windows, decoding):
-            if asked == [] and self.times > 0:  # after the self-test
+            if self.times > 0:  # after the self-test
                 shift.stop.outdated = True
                 shift.stop.ask("there is a newer image", None)
             self.times += 1
@@ -242,8 +289,8 @@ def test_a_worker_of_an_older_image_ends_its_instance_after_its_job(shift, queue
 
     engine = Outdating(shift.desk.handle.engine, ZeroDivisionError(), 0)
     shift.desk = replace(shift.desk, handle=replace(shift.desk.handle, engine=engine))
-    worker.run(shift, queue, Terms(instance=Instance()))
-    assert asked == [False]
+    worker.run(shift, queue, Terms(instance=instance))
+    assert instance.asked == ["end, smaller: False", "let go"]
     assert len(json_below(f"s3://{stack.bucket}/results/")) == 1
 
 
@@ -280,22 +327,47 @@ def test_a_folders_recording_has_three_tries(shift, tmp_path, no_pause, failures
     assert len(list(tmp_path.glob("results/a.wav/*/transcript.json"))) == 1 - len(left)
 
 
-def test_any_number_of_failures_has_its_pause(shift):
-    """A worker whose queue is away for a night must be there in the morning."""
-    shift.stop.ask("a test", 0)
-    service.pause(5000, shift)
-
-
 def test_a_duplicate_is_done_once(shift, queue, stack, recording, capsys):
-    """The same event three times, also right behind itself, gives one result, written once."""
+    """The same event three times, also right behind itself, gives one result, heard and written once."""
     storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
     for _ in range(2):
         body = json.dumps({"bucket": stack.bucket, "key": "uploads/a.wav"})
         aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=body)
+    heard = []
+
+    class Counting(Refusing):
+        def transcribe(self, windows, decoding):
+            heard.append(len(windows))
+            return self.engine.transcribe(windows, decoding)
+
+    engine = Counting(shift.desk.handle.engine, ZeroDivisionError())
+    shift.desk = replace(shift.desk, handle=replace(shift.desk.handle, engine=engine))
     worker.work(shift, queue, ONCE)
+    assert heard == [1]
     assert sorted(line["status"] for line in journal_of(capsys)) == ["COMPLETED", "DONE_BEFORE", "DONE_BEFORE"]
     assert counts(stack.queue_url) == (0, 0)
     assert len(json_below(f"s3://{stack.bucket}/results/")) == 1
+
+
+def test_who_is_overtaken_leaves_the_other_result_and_tells_nobody(shift, queue, stack, recording, capsys):
+    """A recording is counted and announced by the worker whose result stays."""
+    storage.upload(recording, f"s3://{stack.bucket}/uploads/a.wav")
+    told = []
+    shift.journal.notify = told.append
+
+    class Overtaken(Refusing):
+        def transcribe(self, windows, decoding):
+            storage.store(f"{shift.current.known_job.results}.json", b'{"another": "worker"}')
+            return self.engine.transcribe(windows, decoding)
+
+    engine = Overtaken(shift.desk.handle.engine, ZeroDivisionError())
+    shift.desk = replace(shift.desk, handle=replace(shift.desk.handle, engine=engine))
+    worker.work(shift, queue, ONCE)
+    assert [line["status"] for line in journal_of(capsys)] == ["DONE_BEFORE"]
+    assert told == []
+    (address,) = [each for each in storage.listing(f"s3://{stack.bucket}/results/") if each.endswith(".json")]
+    assert storage.read(address) == b'{"another": "worker"}'
+    assert counts(stack.queue_url) == (0, 0)
 
 
 def test_a_message_with_several_recordings_ends_with_its_last(shift, queue, stack, recording, no_pause):
@@ -338,6 +410,7 @@ def test_three_uploads_of_one_key_have_three_results(shift, queue, stack, tmp_pa
 def test_a_recording_that_is_gone_by_now_is_done_with(shift, emulator, recording, capsys, fate):
     """Without versions another content may lie in its place: it has its own event, and never the old identity."""
     stack = make_stack(f"gone-{fate}", versioned=False)
+    shift.desk = replace(shift.desk, buckets=frozenset({stack.bucket}))
     address = f"s3://{stack.bucket}/uploads/a.wav"
     storage.store(address, b"the first content")
     source = SqsSource(stack.queue_url, Keeper(30), poll_seconds=0)
@@ -380,7 +453,6 @@ def test_a_key_that_is_made_to_harm_is_refused(shift, queue, stack, key):
 
 def test_a_bucket_that_the_worker_was_not_told_is_refused(shift, queue, stack):
     """Whoever may send a message must not choose what the worker's role reads."""
-    shift.desk = replace(shift.desk, buckets=frozenset({stack.bucket}))
     aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody='{"bucket": "another-bucket", "key": "secret"}')
     worker.work(shift, queue, ONCE)
     assert counts(stack.queue_url) == (0, 0)
@@ -433,6 +505,7 @@ def test_an_output_that_cannot_be_written_costs_no_model(tmp_path):
         ("s3://bucket/uploads/texts/", "uploads/"),
         ("s3://bucket", "results/"),
         ("s3://bucket/a", "a"),
+        ("s3://bucket", ""),
         (None, "failed/"),
         (None, ""),
     ],
@@ -440,16 +513,23 @@ def test_an_output_that_cannot_be_written_costs_no_model(tmp_path):
 def test_an_output_that_would_trigger_itself_is_refused(output, trigger):
     """Results under the trigger's prefix would each cause the next job, for ever."""
     with pytest.raises(TranscriptionError, match="would be taken for recordings"):
-        worker.refuse_loop(output, trigger)
+        worker.refuse_loop(output, trigger, None, ("another", "bucket"))
 
 
 @pytest.mark.parametrize(
     ("output", "trigger"),
-    [(None, "uploads/"), ("s3://bucket/texts", "uploads/"), ("s3://other", ""), ("out", ""), ("s3://b/up", "uploads/")],
+    [
+        (None, "uploads/"),
+        ("s3://bucket/texts", "uploads/"),
+        ("s3://bucket/up", "uploads/"),
+        ("s3://other", ""),
+        ("s3://other/uploads", "uploads/"),
+        ("out", ""),
+    ],
 )
 def test_an_output_beside_the_trigger_is_taken(output, trigger):
-    """The usual layouts are not refused."""
-    worker.refuse_loop(output, trigger)
+    """The usual layouts are not refused, nor is another bucket than those of the recordings."""
+    worker.refuse_loop(output, trigger, None, ("bucket",))
 
 
 def test_a_folder_with_its_own_results_in_it_is_refused(tmp_path):
@@ -476,12 +556,25 @@ def test_a_worker_has_exactly_one_source(arguments):
     assert "Give either --queue-url or --source" in outcome.output
 
 
-def test_an_output_in_a_bucket_of_recordings_is_refused_where_all_keys_trigger():
-    """`-o s3://b/ --trigger-prefix ""` is the loop itself; in another bucket than the recordings' it is none."""
-    with pytest.raises(TranscriptionError, match="would be taken for recordings"):
-        worker.refuse_loop("s3://b/", "", None, ("b",))
-    worker.refuse_loop("s3://texts/", "", None, ("b",))
-    worker.refuse_loop("s3://texts/uploads", "uploads/", None, ("b",))
+def test_a_worker_of_a_queue_is_told_its_buckets():
+    """Whoever may send messages would else choose what the worker's role reads."""
+    outcome = CliRunner().invoke(worker.worker, ["--queue-url", "http://127.0.0.1:1/q"])
+    assert outcome.exit_code == 2
+    assert "with --bucket or TRANSCRIBE_BUCKET" in outcome.output
+
+
+def test_a_bucket_that_was_removed_stops_nobody(stack, caplog):
+    """Of several buckets one may be gone by now, and that is logged; with none of them left no worker begins."""
+    worker.require_some((stack.bucket, "gone-by-now"))
+    assert "gone-by-now" in caplog.text
+    assert stack.bucket not in caplog.text
+    with pytest.raises(TranscriptionError, match="gone-by-now"):
+        worker.require_some(("gone-by-now", "gone-too"))
+
+
+def queue_of(stack):
+    """Return the arguments by which a worker serves a stack."""
+    return ("--queue-url", stack.queue_url, "--bucket", stack.bucket)
 
 
 def start_worker(*arguments, home, **environment):
@@ -506,7 +599,7 @@ def served(emulator, model, tmp_path_factory):
     storage.upload(tone(folder / "a.wav", 2), f"{root}/{ODD}")
     storage.store(f"{root}/uploads/text.wav", b"this is no sound")
     storage.store(f"{root}/uploads/", b"")
-    done = run_worker("--queue-url", stack.queue_url, "--model", model, home=folder / "home")
+    done = run_worker(*queue_of(stack), "--model", model, home=folder / "home")
     return stack, done, json_below(f"{root}/results/"), json_below(f"{root}/failed/")
 
 
@@ -589,55 +682,95 @@ def wait_until(condition, process, seconds=120):
 
 
 @pytest.fixture(scope="module")
-def half_an_hour(tmp_path_factory):
-    """Make a recording of 30 minutes with something said every two minutes, and transcribe it undisturbed."""
+def half_an_hour(tmp_path_factory, desk):
+    """Make a recording of 30 minutes with something said every minute, and transcribe it undisturbed."""
     import numpy as np
+    import torch
 
-    folder, sound = tmp_path_factory.mktemp("long"), speech.samples()
-    (folder / "speech").mkdir()
-    long = np.zeros(1800 * 16_000, "<i2")
+    sound, long = speech.samples(), np.zeros(1800 * 16_000, "<i2")
     for second in range(0, 1800, 60):
         start = second * 1000 % (len(sound) - 10 * 16_000)
         long[second * 16_000 : (second + 10) * 16_000] = sound[start : start + 10 * 16_000]
-    path = speech.write(folder / "speech" / "long.wav", long)
-    return path, speech.undisturbed(path.parent, folder / "out", folder / "home")["long"]
+    path = speech.write(tmp_path_factory.mktemp("long") / "long.wav", long)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers have
+    try:
+        alone = transcribe_file(path, Job(str(path), "nowhere"), desk.handle, Decoding(batch_size=2))
+    finally:
+        torch.set_num_threads(threads)
+    return path, alone.transcript.text
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_long_recording_goes_on_where_a_killed_worker_left_it(emulator, half_an_hour, tmp_path, number):
-    """At most one batch is done twice, the words are those of an undisturbed run, and no trace of the try is left."""
+def test_a_long_recording_goes_on_where_a_worker_left_it(emulator, half_an_hour, model, tmp_path):
+    """One is told to stop, the next is killed: no time more than a batch is done twice, and the words are right."""
     path, wanted = half_an_hour
-    stack = make_stack(f"resume-{int(number)}", 6)
+    stack = make_stack("resume", 6)
     root = f"s3://{stack.bucket}"
     storage.upload(path, f"{root}/uploads/long.wav")
-    arguments = ("--queue-url", stack.queue_url, "--model", "demo", "--visibility-timeout", "6", "--save-seconds", "0")
-    arguments += ("--batch-size", "2", "--stop-seconds", "5", "-f", "txt")
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    process = start_worker(*arguments, home=tmp_path / "home", TMPDIR=str(scratch), OMP_NUM_THREADS="1")
-    try:
-        wait_until(lambda: rows_of(root) >= 10, process)
-        process.send_signal(number)
-        out, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    (tmp_path / "scratch").mkdir()
+    arguments = (*queue_of(stack), "--model", model, "--visibility-timeout", "6", "--save-seconds", "0")
+    arguments += ("--batch-size", "2", "--stop-seconds", "2", "-f", "txt")  # too short for what is left
+    settings = {"home": tmp_path / "home", "TMPDIR": str(tmp_path / "scratch"), "OMP_NUM_THREADS": "1"}
+
+    stopped = strike(start_worker(*arguments, **settings), signal.SIGTERM, root, rows=8)
+    assert stopped.returncode == 0, stopped.stderr
+    assert counts(stack.queue_url) == (1, 0)
+    assert list((tmp_path / "scratch").iterdir()) == []
     kept = rows_of(root)
-    if number == signal.SIGTERM:
-        assert process.returncode == 0, said
-        assert counts(stack.queue_url) == (1, 0)
-        assert list(scratch.iterdir()) == []
+    killed = strike(start_worker(*arguments, **settings), signal.SIGKILL, root, rows=kept + 8)
+    assert killed.returncode == -signal.SIGKILL
+    assert killed.fewest >= kept  # it went on, and has not begun anew
+    kept = rows_of(root)
     assert json_below(f"{root}/results/") == {}
-    time.sleep(0 if number == signal.SIGTERM else 6.5)
-    second = start_worker(*arguments, "--once", home=tmp_path / "home", TMPDIR=str(scratch), OMP_NUM_THREADS="1")
-    out, said = second.communicate(timeout=120)
-    assert second.returncode == 0, said
+    time.sleep(6.5)
+    last = start_worker(*arguments, "--once", **settings)
+    out, said = last.communicate(timeout=120)
+    assert last.returncode == 0, said
     ((_, found),) = json_below(f"{root}/results/").items()
     assert found["text"] == wanted
     (line,) = [line for line in map(json.loads, out.splitlines()) if line.get("status") == "COMPLETED"]
-    assert line["retries"] in {1, 2}  # a poll under way may take back what was just given back, and give it back again
-    assert 60 * (kept - 3) <= line["resumed"] <= 60 * kept  # each minute has one
+    assert line["retries"] == 2
+    assert 60 * (kept - 3) <= line["resumed"] <= 60 * kept  # each minute has one row
     assert list(storage.listing(f"{root}/work/")) == []
-    assert list(scratch.iterdir()) == []
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def strike(process, number, root, rows):
+    """Send a worker a signal once so many rows are saved; also tell how few rows there ever were meanwhile."""
+    seen = []
+    try:
+        wait_until(lambda: seen.append(rows_of(root)) or seen[-1] >= rows, process)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return SimpleNamespace(returncode=process.returncode, stderr=said, fewest=min(seen))
+
+
+def test_a_folders_recording_goes_on_where_the_last_worker_left_it(shift, desk, tmp_path, capsys):
+    """A new process counts its tries anew, and the work is kept nevertheless."""
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    tone(inbox / "a.wav", 100)
+    os.utime(inbox / "a.wav", (1, 1))
+    # a language that is told: to find it out ten windows are decoded at once
+    shift.desk = replace(desk, output=str(tmp_path), decoding=replace(desk.decoding, batch_size=1, language="en"))
+
+    class Stopping(Refusing):
+        def transcribe(self, windows, decoding):
+            shift.stop.ask("a test", 0.0)
+            return self.engine.transcribe(windows, decoding)
+
+    engine = Stopping(desk.handle.engine, ZeroDivisionError())
+    shift.desk = replace(shift.desk, handle=replace(desk.handle, engine=engine))
+    worker.work(shift, FolderSource(inbox, lambda _: True), Terms())
+    again = replace(shift, desk=replace(shift.desk, handle=desk.handle), stop=Stop(), open=0)
+    worker.work(again, FolderSource(inbox, lambda _: True), ONCE)
+    broken_off, done = journal_of(capsys)
+    assert (broken_off["status"], broken_off["reason"], broken_off["given_back"]) == ("AGAIN", "broken_off", 1)
+    assert (done["status"], done["retries"]) == ("COMPLETED", 0)
+    assert 20 < done["resumed"] < 40
+    assert list(tmp_path.glob("work/*/*")) == []
 
 
 def rows_of(root):
@@ -645,15 +778,34 @@ def rows_of(root):
     return max((len(load(address).rows) for address in storage.listing(f"{root}/work/")), default=0)
 
 
-def test_a_spot_notice_ends_a_worker_and_gives_its_messages_back(stack, model, tmp_path, recording):
-    """Receiving stops; what can't end in time is visible again at once."""
+@pytest.fixture
+def manager(tmp_path):
+    """Listen as systemd does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(0)
+        yield listener
+
+
+def told(manager):
+    """Return what the service manager was told."""
+    said = []
+    while True:
+        try:
+            said.append(manager.recv(100))
+        except BlockingIOError:
+            return said
+
+
+def test_a_spot_notice_ends_a_worker_and_gives_its_messages_back(stack, model, tmp_path, recording, manager):
+    """Receiving stops; what can't end in time is visible again at once. systemd hears of all that."""
     storage.upload(tone(tmp_path / "long.wav", 3000), f"s3://{stack.bucket}/uploads/long.wav")
     with metadata() as server:
         said = {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 16))}
         variables = {"AWS_EC2_METADATA_DISABLED": "false", "AWS_EC2_METADATA_SERVICE_ENDPOINT": server.endpoint}
-        arguments = ("--queue-url", stack.queue_url, "--model", model, "--batch-size", "1", "--save-seconds", "0")
+        arguments = (*queue_of(stack), "--model", model, "--batch-size", "1", "--save-seconds", "0")
         arguments += ("--no-vad",)  # a tone is no speech
-        process = start_worker(*arguments, home=tmp_path / "home", **variables)
+        process = start_worker(*arguments, home=tmp_path / "home", NOTIFY_SOCKET=manager.getsockname(), **variables)
         try:
             wait_until(lambda: rows_of(f"s3://{stack.bucket}") > 0, process)
             server.facts["spot/instance-action"] = json.dumps(said)
@@ -663,6 +815,9 @@ def test_a_spot_notice_ends_a_worker_and_gives_its_messages_back(stack, model, t
     assert process.returncode == 0, log
     assert "a spot notice: terminate" in log
     assert counts(stack.queue_url) == (1, 0)
+    said = told(manager)
+    assert {b"READY=1", b"WATCHDOG=1"} <= set(said)
+    assert said[-1] == b"STOPPING=1"
 
 
 def test_a_job_that_hangs_is_given_back_and_the_worker_ends(stack, model, tmp_path, recording):
@@ -677,7 +832,7 @@ def test_a_job_that_hangs_is_given_back_and_the_worker_ends(stack, model, tmp_pa
         "    return hear(self, windows, decoding)\n"
         "torch_engine.TorchEngine.transcribe = hang\nmain()\n"
     )
-    arguments = ["worker", "--queue-url", stack.queue_url, "--model", model, "--stall-seconds", "10", "--no-vad"]
+    arguments = ["worker", *queue_of(stack), "--model", model, "--stall-seconds", "10", "--no-vad"]
     environment = os.environ | {"TRANSCRIBE_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
@@ -693,9 +848,13 @@ def test_a_job_that_hangs_is_given_back_and_the_worker_ends(stack, model, tmp_pa
     assert list(tmp_path.glob("transcribe-worker-*")) == []
 
 
-def test_a_source_that_is_not_there_costs_no_model(emulator, tmp_path):
-    """Mistakes are said in one line, before the model is loaded."""
-    for arguments in (["--source", str(tmp_path / "absent")], ["--queue-url", "http://127.0.0.1:1/absent/q"]):
+def test_a_source_that_is_not_there_costs_no_model(stack, tmp_path):
+    """Mistakes are said in one line, before the model is loaded; with a wrong bucket all messages would be poison."""
+    for arguments in (
+        ["--source", str(tmp_path / "absent")],
+        ["--queue-url", "http://127.0.0.1:1/absent/q", "--bucket", stack.bucket],
+        ["--queue-url", stack.queue_url, "--bucket", "absent"],
+    ):
         done = CliRunner().invoke(worker.worker, [*arguments, "--model", str(tmp_path / "no-model")])
         assert done.exit_code == 1
         assert done.output.count("\n") == 1

@@ -221,6 +221,7 @@ def test_json_is_a_superset_of_verbose_json() -> None:
         "no_speech_prob": 0.01,
         "language": "en",
         "confidence": 0.7788,
+        "channel": None,
     }
     assert second["id"] == 1
     assert second["words"] == [{"word": " Bye.", "start": 1.0, "end": 2.0, "probability": 0.9}]

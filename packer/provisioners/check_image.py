@@ -1,6 +1,8 @@
-"""Fail where an image is not what its locks say, can't run its CUDA, is too full, or keeps a secret.
+"""Fail where an image is not what its locks say, can't run its CUDA or ship its logs, is too full, or keeps a secret.
 
-usage: python check_image.py FOLDER   (what was brought: the locks); MINIMUM_DRIVER and MINIMUM_FREE_GIGABYTES are read
+usage: python check_image.py FOLDER   (what was brought: the locks)
+
+MINIMUM_DRIVER, LOG_AGENT and MINIMUM_FREE_GIGABYTES are read from the environment.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ PACKAGES = "/site-packages/"  # what was installed by hash holds nothing of the 
 def main() -> None:
     """Run all checks, and name everything that is wrong."""
     brought = Path(sys.argv[1])
-    problems = [*versions(brought), *driver(), *space(), *private_files(), *secrets(brought), *logs()]
+    problems = [*versions(brought), *driver(), *agent(), *space(), *private_files(), *secrets(brought), *logs()]
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         sys.exit(f"this is no image to keep: {len(problems)} checks failed")
-    print("versions, driver, disk and secrets are in order")
+    print("versions, driver, log agent, disk and secrets are in order")
 
 
 def versions(brought: Path) -> list[str]:
@@ -93,6 +95,21 @@ def driver_version() -> str | None:
     except OSError:
         return None
     return asked.stdout.strip() or None
+
+
+def agent() -> list[str]:
+    """Look for the program that ships the workers' log and metrics: the stack's user data can only start it."""
+    program = os.environ["LOG_AGENT"]
+    if not program:
+        print("LOG_AGENT is empty: this image ships no log")
+        return []
+    return [] if os.access(program, os.X_OK) else [f"there is no {program} to ship the workers' log"]
+
+
+def agent_version() -> str | None:
+    """Return the version that the CloudWatch agent keeps beside its programs."""
+    note = Path(os.environ["LOG_AGENT"]).with_name("CWAGENT_VERSION") if os.environ["LOG_AGENT"] else None
+    return note.read_text(encoding="utf-8").strip() if note and note.is_file() else None
 
 
 def space() -> list[str]:

@@ -10,7 +10,7 @@ if [ "$STATE_VOLUME_GIGABYTES" = 0 ]; then
 fi
 if mountpoint --quiet /opt/transcribe/gpu_state; then exit 0; fi
 
-device=${STATE_DEVICE:-}
+device=${STATE_DEVICE:-} # named where it can't be recognized: a test has no volume of EBS
 if [ -z "$device" ]; then # the one volume of EBS that holds nothing yet
   while read -r name; do
     if grep -qs "Elastic Block Store" "/sys/block/${name#/dev/}/device/model" && [ -z "$(lsblk -nro FSTYPE,MOUNTPOINT "$name" | tr -d '[:space:]')" ]; then

@@ -13,7 +13,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from check_image import driver_version
+from check_image import agent_version, driver_version
 
 from run_transcription import storage
 from run_transcription.engines import model_folder
@@ -34,6 +34,7 @@ def main() -> None:
         "system": system(),
         "python": platform.python_version(),
         "driver": driver_version(),
+        "log_agent": agent_version(),
         "packages": {each.name: each.version for each in sorted(metadata.distributions(), key=lambda one: one.name)},
         "locks": {path.name: sha256(path) for path in sorted(brought.glob("*.lock"))},
         "wheel": next({"name": path.name, "sha256": sha256(path)} for path in brought.glob("*.whl")),

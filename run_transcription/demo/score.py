@@ -14,14 +14,33 @@ def words(text: str) -> list[str]:
     return re.sub(r"[^\w\s]|_", "", text.lower()).split()
 
 
+def aligned(reference: Sequence[str], heard: Sequence[str]) -> list[tuple[int | None, int | None]]:
+    """Return which word is which, as pairs of places: None where a word was lost, or one was invented.
+
+    Of all ways to pair them it is one with the fewest words replaced, lost or invented.
+    """
+    table = [[i + j for j in range(len(heard) + 1)] for i in range(len(reference) + 1)]
+    for i, wanted in enumerate(reference, 1):
+        for j, word in enumerate(heard, 1):
+            table[i][j] = min(table[i - 1][j] + 1, table[i][j - 1] + 1, table[i - 1][j - 1] + (wanted != word))
+    pairs: list[tuple[int | None, int | None]] = []
+    i, j = len(reference), len(heard)
+    while i or j:
+        if i and j and table[i][j] == table[i - 1][j - 1] + (reference[i - 1] != heard[j - 1]):
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+        elif i and table[i][j] == table[i - 1][j] + 1:
+            i -= 1
+            pairs.append((i, None))
+        else:
+            j -= 1
+            pairs.append((None, j))
+    return pairs[::-1]
+
+
 def word_errors(reference: Sequence[str], heard: Sequence[str]) -> int:
     """Return how many words were replaced, lost or invented, at the least (Levenshtein's distance)."""
-    row = list(range(len(heard) + 1))
-    for i, wanted in enumerate(reference, 1):
-        above, row = row, [i]
-        for j, word in enumerate(heard, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (wanted != word)))
-    return row[-1]
+    return sum(i is None or j is None or reference[i] != heard[j] for i, j in aligned(reference, heard))
 
 
 def word_error_rate(reference: str, heard: str) -> float:

@@ -33,10 +33,14 @@ class Chooser(LogitsProcessor):  # type: ignore[misc] # transformers is not type
         self._temperature = 0.0
         self._chances = torch.empty(0)
 
-    def heat(self, temperature: float, windows: Sequence[Samples]) -> None:
-        """Draw tokens at a temperature; the chance of each row is seeded by its window's samples."""
+    def heat(self, temperature: float, windows: Sequence[Samples], candidates: int = 1) -> None:
+        """Draw tokens at a temperature; the chance of each row is seeded by its window's samples.
+
+        Each window has so many rows in a row, of which the first is the same whatever their number.
+        """
         if temperature > 0:
-            chances = np.stack([_chances(window, temperature, self._limit) for window in windows])
+            drawn = [(window, number) for window in windows for number in range(candidates)]
+            chances = np.stack([_chances(window, temperature, self._limit, number) for window, number in drawn])
             self._temperature, self._chances = temperature, torch.from_numpy(chances).to(self.logprobs.device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -59,7 +63,10 @@ class Chooser(LogitsProcessor):  # type: ignore[misc] # transformers is not type
         return torch.searchsorted(shares, places, right=True)[:, 0].clamp(max=scores.shape[1] - 1)
 
 
-def _chances(window: Samples, temperature: float, steps: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return a number between 0 and 1 for each step, by what the window holds."""
+def _chances(
+    window: Samples, temperature: float, steps: int, number: int
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Return a number between 0 and 1 for each step, by what the window holds and by the candidate's number."""
     digest = hashlib.blake2b(np.ascontiguousarray(window).data, digest_size=8).digest()
-    return np.random.default_rng([int.from_bytes(digest), round(1000 * temperature)]).random(steps)
+    seed = [int.from_bytes(digest), round(1000 * temperature), *([number] if number else [])]
+    return np.random.default_rng(seed).random(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from run_transcription.batches import temperatures
 from run_transcription.records import SAMPLE_RATE, Chunk, Decoding, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from transformers import WhisperForConditionalGeneration
@@ -22,11 +23,18 @@ if TYPE_CHECKING:
 TOKEN_COMPRESSION_RATIO = 1.35  # transformers measures it on bytes of tokens, where openai's 2.4 is on text
 SEED = 0
 
+# it says that what is asked for below sets what is asked for below, too
+logging.getLogger("transformers.models.whisper.generation_whisper").setLevel(logging.ERROR)
+
 
 def passed(
-    model: WhisperForConditionalGeneration, samples: Samples, decoding: Decoding, chosen: Mapping[str, object]
+    model: WhisperForConditionalGeneration,
+    samples: Samples,
+    decoding: Decoding,
+    chosen: Mapping[str, object],
+    suppressed: Sequence[int],
 ) -> tuple[tuple[Chunk, Row], ...]:
-    """Decode float32 [samples] of any length; `chosen` is the prompt's language and task, as `generate` takes them.
+    """Decode float32 [samples] of any length; `chosen` is the prompt, its language and task, as `generate` takes them.
 
     Memory grows with the recording, since transformers keeps every score. The temperature of a segment and its
     probability of no speech are not told by it: they are 0 here.
@@ -51,7 +59,8 @@ def passed(
             return_timestamps=True,
             return_segments=True,
             return_dict_in_generate=True,
-            condition_on_prev_tokens=False,
+            condition_on_prev_tokens=decoding.condition_on_previous_text,
+            suppress_tokens=[*suppressed],
             num_beams=1,
             temperature=tuple(temperatures(decoding)),
             compression_ratio_threshold=TOKEN_COMPRESSION_RATIO,

@@ -6,43 +6,38 @@ import itertools
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import LogitsProcessorList
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from run_transcription.engines import long_form
+from run_transcription import combinations
+from run_transcription.engines import alignment, beam, long_form
 from run_transcription.engines.choosing import Chooser
 from run_transcription.engines.features import LogMel
+from run_transcription.engines.prompts import prompt_ids
+from run_transcription.engines.rows import Start, beam_of, best, complete, language_code, rows
 from run_transcription.errors import OutOfMemory, Rejected, TranscriptionError
 from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, Row, Timing, Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from transformers import WhisperForConditionalGeneration
     from transformers.modeling_outputs import BaseModelOutput
 
+    from run_transcription.engines.beam import Beam
     from run_transcription.engines.vocabulary import Vocabulary
     from run_transcription.records import Samples
 
 MULTILINGUAL_VOCABULARY = 51_865  # ids; openai/whisper tells English-only checkpoints by having fewer
-NO_ROOM = ("not enough memory", "can't allocate memory", "CUDA out of memory")  # how torch says it
+NO_ROOM = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")  # in any of torch's errors
 
 # transformers warns of what its own Whisper code hands to its own `generate`, and of an attention mask that Whisper
 # doesn't use: neither can be avoided from here
 logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """What the first decoder step says of each row; `en` where the model knows only English."""
-
-    languages: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    no_speech: tuple[float, ...]
 
 
 class TorchEngine:
@@ -56,31 +51,34 @@ class TorchEngine:
         self._model = model.eval()
         settings = model.generation_config
         self._multilingual = getattr(settings, "is_multilingual", model.config.vocab_size >= MULTILINGUAL_VOCABULARY)
-        _complete(settings, tokenizer, multilingual=self._multilingual)
+        complete(settings, tokenizer, multilingual=self._multilingual)
+        self._own_suppressed = tuple(settings.suppress_tokens or ())
+        self._pruned = model.config.decoder_layers < model.config.encoder_layers
         self._tasks = getattr(settings, "task_to_id", {}) if self._multilingual else {}
         self._languages = settings.lang_to_id if self._multilingual else {}
         frames = model.config.max_source_positions * 2  # the encoder's second convolution has stride 2
         self._features = LogMel(model.config.num_mel_bins, frames, model.device)
 
     def check(self, decoding: Decoding) -> Decoding:
-        """Return it with its language as a code; raise Rejected (unsupported_option) where this model can't so."""
+        """Return it with its languages as codes; raise Rejected (unsupported_option) where this model can't so."""
+        combinations.refuse_unused(decoding)
         if decoding.task == "translate" and "translate" not in self._tasks:
-            raise Rejected(
-                "unsupported_option", f"{self.facts.id} can't translate: use --task transcribe, or a multilingual model"
-            )
-        code = _language_code(decoding.language)
-        if code is not None and code not in (known := self._codes()):
-            raise Rejected(
-                "unsupported_option",
-                f"{self.facts.id} knows no language {decoding.language!r}; it knows {', '.join(known)}",
+            raise self._refused("can't translate: use --task transcribe, or a multilingual model")
+        if decoding.task == "translate" and self._pruned:
+            raise self._refused("was not trained to translate since its decoder was cut down, as turbo's: use large-v3")
+        code, *allowed = (self._code(name) for name in (decoding.language, *decoding.languages))
+        if code is not None and allowed and code not in allowed:
+            raise self._refused(
+                f"was told --languages {','.join(map(str, allowed))}: --language {code} is none of them"
             )
         window = self._features.samples / SAMPLE_RATE
         if decoding.chunk_length > window:
-            raise Rejected(
-                "unsupported_option",
-                f"{self.facts.id} hears {window:g} s at a time: --chunk-length {decoding.chunk_length:g} is too long",
-            )
-        return replace(decoding, language=code)
+            raise self._refused(f"hears {window:g} s at a time: --chunk-length {decoding.chunk_length:g} is too long")
+        beyond = [token for token in decoding.suppress_tokens if token >= self._model.config.vocab_size]
+        if beyond:
+            raise self._refused(f"has no token {beyond[0]}: leave it out of --suppress-tokens")
+        self._prompt(decoding)
+        return replace(decoding, language=code, languages=tuple(str(each) for each in allowed))
 
     def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         """Decode windows (each float32 [samples], at most one encoder window long): a row for each, in order.
@@ -88,24 +86,29 @@ class TorchEngine:
         Raises Rejected for a language or a task that the model doesn't have, OutOfMemory where they are too many at a
         time, TranscriptionError where it gives NaN.
         """
-        try:
+        with _no_room_told(f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size"):
             return self._transcribe(windows, self.check(decoding))
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_ROOM):
-                raise OutOfMemory(
-                    f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size"
-                ) from error
-            raise
 
     def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
-        """Decode float32 [samples] of any length by transformers' long form, in the language of its first window."""
-        decoding = self.check(decoding)
+        """Decode float32 [samples] of any length by transformers' long form, in the language of its first window.
+
+        Raises OutOfMemory where the recording is too long for it.
+        """
+        with _no_room_told("the whole recording at once does not fit into memory: leave --sequential out"):
+            return self._passed(samples, self.check(decoding))
+
+    def _passed(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
         with torch.inference_mode():
-            features = self._features([samples[: self._features.samples]]).to(self._model.dtype)
-            start = self._start(self._model.model.encoder(features), decoding)
-        found = long_form.passed(self._model, samples, decoding, self._chosen(start.languages[0], decoding))
+            start = self._start(self._encoded([samples[: self._features.samples]]), decoding)
         language, probability = start.languages[0], start.probabilities[0]
-        return tuple((chunk, replace(row, language=language, language_probability=probability)) for chunk, row in found)
+        prompt = torch.tensor(self._prompt(decoding), device=self._model.device)
+        chosen = self._chosen(language, decoding) | ({"prompt_ids": prompt} if len(prompt) else {})
+        found = long_form.passed(self._model, samples, decoding, chosen, self._suppressed(decoding))
+        told = [replace(row, language=language, language_probability=probability) for _, row in found]
+        chunks = [chunk for chunk, _ in found]
+        if decoding.aligned:
+            told = self._aligned_anew(samples, chunks, told, decoding)
+        return tuple(zip(chunks, told, strict=True))
 
     def _transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         with torch.inference_mode():
@@ -115,15 +118,22 @@ class TorchEngine:
             encoded = self._model.model.encoder(features)
             start = self._start(encoded, decoding)
             marks.append(self._now())
-            limit = self._model.config.max_target_positions
-            chooser = Chooser(len(windows), self.tokenizer.end_of_text, limit, self._model.device)
-            chooser.heat(decoding.temperature, windows)
-            rows = self._generate(encoded, start, decoding, chooser)
+            if decoding.beam_size > 1 and not decoding.temperature:
+                beams = self._searched(encoded, start.languages, decoding)
+            else:
+                beams = self._generated(encoded, start.languages, decoding, windows)
+            found = rows(beams, start, decoding.temperature)
+            if decoding.aligned:
+                found = self._aligned(encoded, found, windows, decoding)
             marks.append(self._now())
         spent = [after - before for before, after in itertools.pairwise(marks)]
-        return Batch(rows, Timing(features=spent[0], encode=spent[1], generate=spent[2], wall=marks[-1] - marks[0]))
+        timing = Timing(features=spent[0], encode=spent[1], generate=spent[2], wall=marks[-1] - marks[0])
+        return Batch(tuple(found), timing)
 
-    def _start(self, encoded: BaseModelOutput, decoding: Decoding) -> _Start:
+    def _encoded(self, windows: Sequence[Samples]) -> BaseModelOutput:
+        return self._model.model.encoder(self._features(windows).to(self._model.dtype))
+
+    def _start(self, encoded: BaseModelOutput, decoding: Decoding) -> Start:
         """Take one decoder step on <|startoftranscript|>: it tells the languages and the probability of no speech."""
         rows = len(encoded.last_hidden_state)
         prompt = torch.full((rows, 1), self._vocabulary.start, device=self._model.device)
@@ -132,41 +142,112 @@ class TorchEngine:
         self._refuse_nan(no_speech)
         given = decoding.language or (None if self._multilingual else "en")
         if given is not None:
-            return _Start((given,) * rows, (1.0,) * rows, no_speech)
-        probability, index = logits[:, list(self._languages.values())].softmax(dim=-1).max(dim=-1)
-        codes = self._codes()
-        return _Start(tuple(codes[i] for i in index.tolist()), tuple(probability.tolist()), no_speech)
+            return Start((given,) * rows, (1.0,) * rows, no_speech)
+        codes = [code for code in self._codes() if not decoding.languages or code in decoding.languages]
+        ids = [self._languages[f"<|{code}|>"] for code in codes]
+        probability, index = logits[:, ids].softmax(dim=-1).max(dim=-1)
+        return Start(tuple(codes[i] for i in index.tolist()), tuple(probability.tolist()), no_speech)
 
-    def _generate(
-        self, encoded: BaseModelOutput, start: _Start, decoding: Decoding, chooser: Chooser
-    ) -> tuple[Row, ...]:
+    def _generated(
+        self, encoded: BaseModelOutput, heard: Sequence[str], decoding: Decoding, windows: Sequence[Samples]
+    ) -> list[Beam]:
         """Decode once: transformers would seek to the last timestamp and decode the window again."""
-        chosen = self._chosen([*start.languages], decoding)
+        candidates = decoding.best_of if decoding.temperature else 1
+        states = encoded.last_hidden_state.repeat_interleave(candidates, dim=0)
+        languages = [language for language in heard for _ in range(candidates)]
+        limit = self._model.config.max_target_positions
+        chooser = Chooser(len(languages), self.tokenizer.end_of_text, limit, self._model.device)
+        chooser.heat(decoding.temperature, windows, candidates)
+        prompts = self._prompts(languages, decoding)
+        before = prompts[0, : len(self._prompt(decoding))]
         ids = self._model.generate(
-            encoder_outputs=encoded,
-            **chosen,
+            encoder_outputs=type(encoded)(last_hidden_state=states),
+            **self._chosen(languages, decoding),
+            **({"prompt_ids": before} if len(before) else {}),
             num_beams=1,
             do_sample=False,  # the chooser does, where it is wanted
             temperature=0.0,
             return_timestamps=True,
             force_unique_generate_call=True,
-            max_length=self._model.config.max_target_positions,
+            suppress_tokens=self._suppressed(decoding),
+            max_length=limit,
             logits_processor=LogitsProcessorList([chooser]),
         )
-        prompt, end = 1 + len(chosen), self.tokenizer.end_of_text
         logprobs = chooser.logprobs.tolist()
         self._refuse_nan([sum(row) for row in logprobs])
-        said = zip(ids.tolist(), logprobs, start.languages, start.probabilities, start.no_speech, strict=True)
-        return tuple(
-            _row(row[prompt:], end, each, Row((), language, probability, no_speech, 0.0, decoding.temperature))
-            for row, each, language, probability, no_speech in said
+        found = [
+            beam_of(row[prompts.shape[1] :], self.tokenizer.end_of_text, each)
+            for row, each in zip(ids.tolist(), logprobs, strict=True)
+        ]
+        return best(found, candidates, decoding.length_penalty)
+
+    def _searched(self, encoded: BaseModelOutput, languages: Sequence[str], decoding: Decoding) -> list[Beam]:
+        """Decode with several beams."""
+        prompts = self._prompts(languages, decoding)
+        rules = beam.processors(self._model, self._suppressed(decoding), prompts.shape[1])
+        plan = beam.Plan(decoding.beam_size, decoding.patience, decoding.length_penalty)
+        found = beam.search(self._model, encoded, prompts, rules, plan, end=self.tokenizer.end_of_text)
+        self._refuse_nan([each.total for each in found])
+        return found
+
+    def _aligned(
+        self, encoded: BaseModelOutput, found: Sequence[Row], windows: Sequence[Samples], decoding: Decoding
+    ) -> list[Row]:
+        """Find out when each token was said."""
+        prompts = self._prompts([str(row.language) for row in found], decoding)
+        times = alignment.token_times(
+            self._model,
+            encoded.last_hidden_state,
+            prompts,
+            [row.tokens for row in found],
+            windows,
+            vocabulary=self._vocabulary,
         )
+        return [replace(row, times=each) for row, each in zip(found, times, strict=True)]
+
+    def _aligned_anew(
+        self, samples: Samples, chunks: Sequence[Chunk], found: Sequence[Row], decoding: Decoding
+    ) -> list[Row]:
+        """Find out when each token of the long form's segments was said, each in a window of its own."""
+        done: list[Row] = []
+        for first in range(0, len(chunks), decoding.batch_size):
+            part = slice(first, first + decoding.batch_size)
+            windows = [samples[chunk.start : chunk.end][: self._features.samples] for chunk in chunks[part]]
+            with torch.inference_mode():
+                done += self._aligned(self._encoded(windows), found[part], windows, decoding)
+        return done
+
+    def _prompt(self, decoding: Decoding) -> list[int]:
+        return prompt_ids(decoding, self._vocabulary, self._model.config.max_target_positions)
+
+    def _prompts(self, languages: Sequence[str], decoding: Decoding) -> torch.Tensor:
+        """Return what stands before the text of each row, as ids [rows, prompt]."""
+        before = [*self._prompt(decoding), self._vocabulary.start]
+        task = [self._tasks[decoding.task]] if self._tasks else []
+        known = self._languages if self._multilingual else {}
+        lines = [[*before, *([known[f"<|{code}|>"]] if known else []), *task] for code in languages]
+        return torch.tensor(lines, device=self._model.device)
+
+    def _suppressed(self, decoding: Decoding) -> list[int]:
+        """Return the tokens that are never written; -1 stands for the model's own list."""
+        wanted = (self._own_suppressed if token < 0 else [token] for token in decoding.suppress_tokens)
+        return sorted(set(itertools.chain.from_iterable(wanted)))
 
     def _chosen(self, languages: str | list[str], decoding: Decoding) -> dict[str, object]:
         """Return what the prompt says, as `generate` takes it: nothing for a model that knows only English."""
         named = f"<|{languages}|>" if isinstance(languages, str) else [f"<|{code}|>" for code in languages]
         chosen: dict[str, object] = {"language": named} if self._multilingual else {}
         return chosen | ({"task": decoding.task} if self._tasks else {})
+
+    def _code(self, name: str | None) -> str | None:
+        """Return a language's code; raise Rejected for one that this model doesn't know."""
+        code = language_code(name)
+        if code is not None and code not in (known := self._codes()):
+            raise self._refused(f"knows no language {name!r}; it knows {', '.join(known)}")
+        return code
+
+    def _refused(self, why: str) -> Rejected:
+        return Rejected("unsupported_option", f"{self.facts.id} {why}")
 
     def _refuse_nan(self, numbers: Sequence[float]) -> None:
         if any(map(math.isnan, numbers)):
@@ -182,32 +263,13 @@ class TorchEngine:
         return time.perf_counter()
 
 
-def _complete(settings: object, tokenizer: Vocabulary, *, multilingual: bool) -> None:
-    """Add to a generation config what older checkpoints lack there: the vocabulary has it too."""
-    missing: dict[str, object] = {"is_multilingual": multilingual, "no_timestamps_token_id": tokenizer.no_timestamps}
-    if multilingual and not hasattr(settings, "lang_to_id"):
-        missing |= {"lang_to_id": tokenizer.languages(), "task_to_id": tokenizer.tasks()}
-    for name, value in missing.items():
-        if not hasattr(settings, name):
-            setattr(settings, name, value)
-
-
-def _language_code(name: str | None) -> str | None:
-    """Return `en` for `en`, `English` or `<|en|>`; a name that nobody knows comes back as it is."""
-    if name is None:
-        return None
-    plain = name.lower().strip("<|> ")
-    return str(TO_LANGUAGE_CODE.get(plain, plain))
-
-
-def _row(ids: Sequence[int], end: int, logprobs: Sequence[float], known: Row) -> Row:
-    """Complete a row by its ids, padding behind the first end of text left out, and by what each of them was worth."""
-    complete = end in ids
-    tokens = tuple(ids[: ids.index(end)] if complete else ids)
-    return replace(
-        known,
-        tokens=tokens,
-        avg_logprob=sum(logprobs) / (len(tokens) + 1),  # openai/whisper counts the end, too
-        complete=complete,
-        logprobs=tuple(round(each, 4) for each in logprobs[: len(tokens)]),
-    )
+@contextmanager
+def _no_room_told(message: str) -> Iterator[None]:
+    """Turn the errors by which torch, CUDA's libraries and numpy say that memory has run out into one of ours."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        no_room = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if no_room or any(words in str(error) for words in NO_ROOM):
+            raise OutOfMemory(message) from error
+        raise

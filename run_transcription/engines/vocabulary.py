@@ -27,10 +27,15 @@ class Vocabulary:
         self.no_timestamps = self._id("<|notimestamps|>")
         self.no_speech = self.no_timestamps - 1  # <|nospeech|>, in older vocabularies <|nocaptions|>
         self.timestamp_begin = self.no_timestamps + 1  # not every tokenizer.json names the timestamps themselves
+        self.previous = backend.token_to_id("<|startofprev|>")  # None: a vocabulary without prompts
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of ids, special tokens and timestamps left out."""
         return str(self._backend.decode([token for token in tokens if token < self.end_of_text]))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text; those of special tokens that it names are among them."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def languages(self) -> dict[str, int]:
         """Return the languages' tokens by name, such as <|en|>, in the order of their ids."""

@@ -293,15 +293,20 @@ def strike(plan: Plan, counts: Counts, workers: list[Worker], stack, *, mounted:
         if not planned:
             continue
         victims = [worker for worker in workers if worker.may_be_struck()]
-        if planned[0] == "disk full":
-            victims = [worker for worker in victims if worker.number == 0]
         if victims and chance.random() < 0.5:
-            name = planned.pop(0)
-            STRIKES[name](chance.choice(victims))
-            counts.strikes[name] += 1
-        elif planned[0] == "disk full":
-            planned.append(planned.pop(0))
+            victim = chance.choice(victims)
+            if name := next(suiting(planned, victim), None):
+                planned.remove(name)
+                STRIKES[name](victim)
+                counts.strikes[name] += 1
     counts.not_struck.update(planned)
+
+
+def suiting(planned: list[str], victim: Worker):
+    """Yield what a worker can be struck with: one of them alone has a disk that can be filled, and that comes first."""
+    if victim.number == 0:
+        yield from (name for name in planned if name == "disk full")
+    yield from (name for name in planned if name != "disk full")
 
 
 def waiting(queue_url: str) -> tuple[int, int]:
