@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from tokenizers import Tokenizer
     from transformers import WhisperConfig
@@ -37,20 +39,25 @@ PLAIN, _TIMES = 50_257, 1501  # tokens that are bytes of text, and those that ar
 
 
 def make(shape: str, tokens: int, folder: Path) -> Path:
-    """Write a model that gives `tokens` tokens a window into a folder, in float32, as a checkpoint of transformers."""
+    """Write a model of a shape that gives `tokens` tokens a window into a folder, with Whisper's own vocabulary."""
+    vocabulary = tokenizer(SHAPES[shape][-1])
+    return save(SHAPES[shape], vocabulary, said(vocabulary, tokens), folder)
+
+
+def save(numbers: Sequence[int], vocabulary: Tokenizer, ids: list[int], folder: Path) -> Path:
+    """Write a model of so many parts that gives these ids for each window: a checkpoint of transformers in float32."""
     import torch
     from safetensors.torch import save_file
     from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
     torch.manual_seed(1)
     folder.mkdir(parents=True)
-    vocabulary = tokenizer(SHAPES[shape][-1])
-    config = config_of(shape, vocabulary)
+    config = config_of(numbers, vocabulary)
     model = WhisperForConditionalGeneration(config).eval()
     for weight in model.parameters():
         if weight.ndim > 1:
             weight.data.uniform_(-0.03, 0.03)
-    point(model, said(vocabulary, tokens))
+    point(model, ids)
     config.save_pretrained(folder)
     GenerationConfig.from_dict(generation(vocabulary)).save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(folder)
@@ -96,11 +103,11 @@ def tokenizer(languages: int) -> Tokenizer:
     return made
 
 
-def config_of(shape: str, vocabulary: Tokenizer) -> WhisperConfig:
-    """Return a shape's config."""
+def config_of(numbers: Sequence[int], vocabulary: Tokenizer) -> WhisperConfig:
+    """Return the config of a row of SHAPES."""
     from transformers import WhisperConfig
 
-    width, encoder, decoder, heads, mels, _ = SHAPES[shape]
+    width, encoder, decoder, heads, mels, _ = numbers
     end = vocabulary.token_to_id("<|endoftext|>")
     return WhisperConfig(
         vocab_size=vocabulary.get_vocab_size(),

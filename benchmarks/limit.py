@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fixed_tokens import PROMPT, SHAPES
 
-FRAMES, WINDOW_SECONDS, BYTES = 1500, 30.0, {"float32": 4, "float16": 2, "bfloat16": 2}
+FRAMES, WINDOW_SECONDS, VOCABULARY, BYTES = 1500, 30.0, 51_865, {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,15 @@ class Rates:
 
     operations: float  # a second, of a large matrix product
     bytes: float  # a second, read and written by a large copy
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a window asks for."""
+
+    shape: str
+    tokens: int
+    batch: int  # windows that are decoded together
 
 
 def measure(dtype: str, threads: int) -> Rates:
@@ -32,29 +42,28 @@ def measure(dtype: str, threads: int) -> Rates:
     return Rates(2 * size**3 / product, 2 * block.nbytes / copy)
 
 
-def window_seconds(shape: str, tokens: int, batch: int, dtype: str, rates: Rates) -> tuple[float, float]:
+def window_seconds(work: Work, dtype: str, rates: Rates) -> tuple[float, float]:
     """Return the least seconds of encoder and decoder for one window of 30 s."""
-    width, encoder, decoder, _, mels, _ = SHAPES[shape]
-    vocabulary = 51_865
+    width, encoder, decoder, _, mels, _ = SHAPES[work.shape]
     linear = 2 * FRAMES * 12 * width**2  # four projections, and a feed-forward of four widths
     attention = 2 * 2 * FRAMES**2 * width  # q·k and p·v
     convolutions = 2 * 3 * width * (2 * FRAMES * mels + FRAMES * width)
     cross = 2 * FRAMES * 2 * width**2 * decoder  # keys and values, once a window
     encode = (encoder * (linear + attention) + convolutions + cross) / rates.operations
-    steps = PROMPT + tokens  # the prompt costs about what a token costs
-    weights = decoder * 14 * width**2 + vocabulary * width  # self, cross (q and o), feed-forward; the tied embedding
+    steps = PROMPT + work.tokens  # the prompt costs about what a token costs
+    weights = decoder * 14 * width**2 + VOCABULARY * width  # self, cross (q and o), feed-forward; the tied embedding
     cache = decoder * 2 * width * (FRAMES + steps / 2)  # keys and values that each step reads, a row
-    by_bytes = (weights / batch + cache) * BYTES[dtype] / rates.bytes
+    by_bytes = (weights / work.batch + cache) * BYTES[dtype] / rates.bytes
     by_operations = 2 * (weights + cache) / rates.operations
     return encode, steps * max(by_bytes, by_operations)
 
 
-def rtfx(shape: str, tokens: int, batch: int, dtype: str, rates: Rates) -> float:
-    """Return seconds of sound a second, if nothing but encoder and decoder took time."""
-    return WINDOW_SECONDS / sum(window_seconds(shape, tokens, batch, dtype, rates))
+def rtfx(work: Work, dtype: str, rates: Rates, seconds: float = WINDOW_SECONDS) -> float:
+    """Return seconds of sound a second, if nothing but encoder and decoder took time; `seconds` fill each window."""
+    return seconds / sum(window_seconds(work, dtype, rates))
 
 
-def _seconds(work: object) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
-    work()  # type: ignore[operator]
+    work()
     return time.perf_counter() - began
