@@ -15,7 +15,7 @@ from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForCo
 
 from run_transcription import batches
 from run_transcription.batches import Decoder
-from run_transcription.engines import assemble, long_form, vocabulary
+from run_transcription.engines import assemble, greedy, long_form, vocabulary
 from run_transcription.engines.choosing import Chooser
 from run_transcription.engines.torch_engine import TorchEngine
 from run_transcription.errors import ModelNotLoaded, OutOfMemory, Rejected, TranscriptionError
@@ -58,14 +58,14 @@ def windows():
 
 @pytest.fixture
 def calls(engine):
-    """Count how often encoder and decoder are called."""
+    """Count how often encoder and decoder come to their last layer norm."""
     counted = {"encoder": 0, "decoder": 0}
 
     def count(name):
         return lambda *_: counted.__setitem__(name, counted[name] + 1)
 
     model = engine._model.model
-    hooks = [getattr(model, name).register_forward_hook(count(name)) for name in counted]
+    hooks = [getattr(model, name).layer_norm.register_forward_hook(count(name)) for name in counted]
     yield counted
     for hook in hooks:
         hook.remove()
@@ -102,6 +102,25 @@ def test_rows_equal_those_of_transformers(engine, folder, windows):
         assert row.tokens == tokens
         assert row.avg_logprob == pytest.approx(logprob, abs=1e-4)
         assert row.no_speech_prob == pytest.approx(first[engine._vocabulary.no_speech].item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(),
+        replace(ENGLISH, initial_prompt="a", hotwords="b"),
+        replace(ENGLISH, temperature=0.6, best_of=2),
+        replace(ENGLISH, suppress_tokens=(72, 80, 90)),
+    ],
+)
+def test_steps_of_our_own_give_what_generate_gives(engine, windows, decoding, monkeypatch):
+    """Token ids are those of `generate` in the same batch, with prompts, by chance and with tokens left out."""
+    ours = engine.transcribe(windows, decoding).rows
+    monkeypatch.setattr(greedy, "applies", lambda _: False)
+    theirs = engine.transcribe(windows, decoding).rows
+    assert [row.tokens for row in ours] == [row.tokens for row in theirs]
+    for row, other in zip(ours, theirs, strict=True):
+        assert row.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-5)
 
 
 def test_rows_end_where_the_model_ends_them(folder, windows):

@@ -14,7 +14,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from run_transcription import combinations
-from run_transcription.engines import alignment, beam, long_form
+from run_transcription.engines import alignment, beam, greedy, long_form
 from run_transcription.engines.choosing import Chooser
 from run_transcription.engines.features import LogMel
 from run_transcription.engines.prompts import prompt_ids
@@ -159,9 +159,28 @@ class TorchEngine:
         chooser = Chooser(len(languages), self.tokenizer.end_of_text, limit, self._model.device)
         chooser.heat(decoding.temperature, windows, candidates)
         prompts = self._prompts(languages, decoding)
-        before = prompts[0, : len(self._prompt(decoding))]
-        ids = self._model.generate(
-            encoder_outputs=type(encoded)(last_hidden_state=states),
+        heard_states = type(encoded)(last_hidden_state=states)
+        if greedy.applies(self._model):
+            rules = beam.processors(self._model, self._suppressed(decoding), prompts.shape[1])
+            rules.append(chooser)
+            ids = greedy.decode(self._model, heard_states, prompts, rules, self.tokenizer.end_of_text)
+        else:
+            ids = self._by_generate(heard_states, languages, decoding, chooser)
+        logprobs = chooser.logprobs.tolist()
+        self._refuse_nan([sum(row) for row in logprobs])
+        found = [
+            beam_of(row[prompts.shape[1] :], self.tokenizer.end_of_text, each)
+            for row, each in zip(ids.tolist(), logprobs, strict=True)
+        ]
+        return best(found, candidates, decoding.length_penalty)
+
+    def _by_generate(
+        self, encoded: BaseModelOutput, languages: list[str], decoding: Decoding, chooser: Chooser
+    ) -> torch.Tensor:
+        """Let transformers decode: the reference, and the way that any device and attention take."""
+        before = torch.tensor(self._prompt(decoding), device=self._model.device)
+        return self._model.generate(
+            encoder_outputs=encoded,
             **self._chosen(languages, decoding),
             **({"prompt_ids": before} if len(before) else {}),
             num_beams=1,
@@ -170,16 +189,9 @@ class TorchEngine:
             return_timestamps=True,
             force_unique_generate_call=True,
             suppress_tokens=self._suppressed(decoding),
-            max_length=limit,
+            max_length=self._model.config.max_target_positions,
             logits_processor=LogitsProcessorList([chooser]),
         )
-        logprobs = chooser.logprobs.tolist()
-        self._refuse_nan([sum(row) for row in logprobs])
-        found = [
-            beam_of(row[prompts.shape[1] :], self.tokenizer.end_of_text, each)
-            for row, each in zip(ids.tolist(), logprobs, strict=True)
-        ]
-        return best(found, candidates, decoding.length_penalty)
 
     def _searched(self, encoded: BaseModelOutput, languages: Sequence[str], decoding: Decoding) -> list[Beam]:
         """Decode with several beams."""
