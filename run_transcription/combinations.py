@@ -14,7 +14,7 @@ PLAIN = Decoding()
 LAYOUT = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
 SUBTITLES = frozenset({"srt", "vtt"})
 OF_BATCHES = (
-    *("chunk_length", "batch_size", "compression_ratio_threshold"),
+    *("chunk_length", "batch_size", "short_windows", "compression_ratio_threshold"),
     *("best_of", "beam_size", "patience", "length_penalty"),
 )
 

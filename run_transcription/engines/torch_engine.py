@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList
 from run_transcription import combinations
 from run_transcription.engines import alignment, beam, greedy, long_form
 from run_transcription.engines.choosing import Chooser
+from run_transcription.engines.encoder import encode
 from run_transcription.engines.features import LogMel
 from run_transcription.engines.prompts import prompt_ids
 from run_transcription.engines.rows import Start, beam_of, best, complete, language_code, rows
@@ -99,7 +100,8 @@ class TorchEngine:
 
     def _passed(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
         with torch.inference_mode():
-            start = self._start(self._encoded([samples[: self._features.samples]]), decoding)
+            first = encode(self._model, self._features([samples[: self._features.samples]]))
+            start = self._start(first, decoding)
         language, probability = start.languages[0], start.probabilities[0]
         prompt = torch.tensor(self._prompt(decoding), device=self._model.device)
         chosen = self._chosen(language, decoding) | ({"prompt_ids": prompt} if len(prompt) else {})
@@ -113,9 +115,9 @@ class TorchEngine:
     def _transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         with torch.inference_mode():
             marks = [self._now()]
-            features = self._features(windows).to(self._model.dtype)
+            features = self._features(windows, short=decoding.short_windows)
             marks.append(self._now())
-            encoded = self._model.model.encoder(features)
+            encoded = encode(self._model, features)
             start = self._start(encoded, decoding)
             marks.append(self._now())
             if decoding.beam_size > 1 and not decoding.temperature:
@@ -129,9 +131,6 @@ class TorchEngine:
         spent = [after - before for before, after in itertools.pairwise(marks)]
         timing = Timing(features=spent[0], encode=spent[1], generate=spent[2], wall=marks[-1] - marks[0])
         return Batch(tuple(found), timing)
-
-    def _encoded(self, windows: Sequence[Samples]) -> BaseModelOutput:
-        return self._model.model.encoder(self._features(windows).to(self._model.dtype))
 
     def _start(self, encoded: BaseModelOutput, decoding: Decoding) -> Start:
         """Take one decoder step on <|startoftranscript|>: it tells the languages and the probability of no speech."""
@@ -226,7 +225,8 @@ class TorchEngine:
             part = slice(first, first + decoding.batch_size)
             windows = [samples[chunk.start : chunk.end][: self._features.samples] for chunk in chunks[part]]
             with torch.inference_mode():
-                done += self._aligned(self._encoded(windows), found[part], windows, decoding)
+                encoded = encode(self._model, self._features(windows))
+                done += self._aligned(encoded, found[part], windows, decoding)
         return done
 
     def _prompt(self, decoding: Decoding) -> list[int]:
