@@ -79,8 +79,7 @@ def _write_header(file: BinaryIO, config: dict[str, Any], model: Path) -> None:
     file.write(struct.pack("<2i", *filters.shape) + filters.tobytes())
     words = _words(model)
     file.write(struct.pack("<i", len(words)))
-    for word in words:
-        file.write(struct.pack("<i", len(word)) + word)
+    file.writelines(struct.pack("<i", len(word)) + word for word in words)
 
 
 def _filters(mels: int) -> npt.NDArray[np.float32]:

@@ -58,11 +58,11 @@ class System:
         return f"{self.name}, {self.dtype}"
 
 
-def ours(job: Job) -> Transcriber:
+def ours(job: Job, *, short: bool = False) -> Transcriber:
     """Return this program, which writes a json and a text for each recording."""
     spec = ModelSpec(str(job.model), dtype=job.dtype, device="cpu")
     handle = optimized_loader.load(spec)
-    decoding = Decoding(language="en", batch_size=job.batch_size)
+    decoding = Decoding(language="en", batch_size=job.batch_size, short_windows=short)
     listening = _listening()
 
     def transcribe(paths: Sequence[Path]) -> Done:
@@ -200,6 +200,8 @@ def whisper_cpp(job: Job) -> Transcriber:
 SYSTEMS = (
     System("ours", "float32", ours),
     System("ours", "bfloat16", ours),
+    System("ours --short-windows", "float32", partial(ours, short=True)),
+    System("ours --short-windows", "bfloat16", partial(ours, short=True)),
     System("generate, one by one", "float32", partial(generate, batched=False)),
     System("generate, batched", "float32", partial(generate, batched=True)),
     System("generate, batched, one call", "float32", partial(generate, batched=True, unique=True)),

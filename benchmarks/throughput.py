@@ -61,6 +61,8 @@ def main() -> None:
 def rounds(shape: str, load: Load, scratch: Path, options: argparse.Namespace) -> Found:
     """Let all systems have their turn in each round, in another order each time; what fails first is left out."""
     systems = [system for system in rivals.SYSTEMS if system.label in options.systems]
+    if load.seconds >= loads.WINDOW:  # where no window is short
+        systems = [system for system in systems if system.name != verdicts.SHORT]
     found: Found = {system.label: [] for system in systems}
     words = ["--folder", str(scratch), "--shapes", shape, "--loads", f"{load.files}x{load.seconds:g}"]
     words += ["--batch-size", str(options.batch_size), "--threads", str(options.threads)]
@@ -82,7 +84,7 @@ def child(options: argparse.Namespace) -> dict[str, object]:
     torch.set_num_threads(options.threads)
     (shape,), (load,), scratch = options.shapes, options.loads, Path(options.folder)
     system = next(system for system in rivals.SYSTEMS if system.label == options.child)
-    if system.name == verdicts.OURS:
+    if system.name in {verdicts.OURS, verdicts.SHORT}:
         _again()
     transcribe = system.make(rivals.Job(scratch / shape, options.batch_size, system.dtype, options.threads))
     recordings = scratch / "recordings"

@@ -7,7 +7,7 @@ from typing import Any
 import common
 from loads import WINDOW, Load
 
-OURS, UNIQUE = "ours", "generate, batched, one call"
+OURS, SHORT, UNIQUE = "ours", "ours --short-windows", "generate, batched, one call"
 PEERS = ("pipeline", "faster-whisper", "faster-whisper batched", "openai-whisper", "whisper.cpp")
 AROUND = {"tiny": 0.20, "small": 0.05}  # of the wall time: decode, VAD, features, text and writing
 Found = dict[str, list[dict[str, Any]]]
@@ -24,7 +24,9 @@ def judge(shape: str, load: Load, found: Found) -> list[common.Bar]:
     own = times(found, OURS, native)
     where = f"{shape}, {load.name}"
     if load.seconds < WINDOW:
-        return [_bar(f"{where}: time over the best peer's", own, fastest(found, PEERS), 2.0)]
+        peer, brief = fastest(found, PEERS), times(found, SHORT, native)
+        bars = [_bar(f"{where}: time over the best peer's", own, peer, 2.0)]
+        return [*bars, _bar(f"{where}, --short-windows: time over the best peer's", brief, peer, 4.0)]
     dtypes, factor = (None, 1.8) if native == "bfloat16" else ("float32", 1.25)
     bars = [_bar(f"{where}: time over the best peer's", own, fastest(found, PEERS, dtypes), factor)]
     for dtype in dict.fromkeys(("float32", native)):

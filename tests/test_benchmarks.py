@@ -178,6 +178,9 @@ def test_ours_is_judged_by_the_best_peer_of_each_round():
     }
     assert verdicts.fastest(found, verdicts.PEERS) == [4.0, 6.0, None]
     assert verdicts.fastest(found, verdicts.PEERS, "int8") == []
-    (bar,) = verdicts.judge("tiny", Load(1000, 4.0), found | {"ours, bfloat16": found["ours, float32"]})
-    assert (bar.value, bar.limit, bar.verdict) == (0.5, 0.5, "met")
+    ours = found["ours, float32"]
+    both = {f"ours{short}, {dtype}": ours for short in ("", " --short-windows") for dtype in ("float32", "bfloat16")}
+    long, short = verdicts.judge("tiny", Load(1000, 4.0), found | both)
+    assert (long.value, long.limit, long.verdict) == (0.5, 0.5, "met")
+    assert (short.value, short.limit, short.verdict) == (0.5, 0.25, "missed")
     assert verdicts.judge("turbo", Load(1, 120.0), found) == []
