@@ -11,7 +11,7 @@ import fixed_tokens
 import numpy as np
 import numpy.typing as npt
 
-SAMPLE_RATE, BINS, MAGIC, FLOAT32 = 16_000, 201, 0x67676D6C, 0
+SAMPLE_RATE, BINS, MAGIC, FLOAT32, FLOAT16 = 16_000, 201, 0x67676D6C, 0, 1
 
 
 def openai_name(name: str) -> str:
@@ -47,9 +47,10 @@ _NAMES = (
 
 
 def write_ggml(model: Path, path: Path) -> None:
-    """Write a checkpoint in float32: header, mel filters, vocabulary, tensors.
+    """Write a checkpoint in float16: header, mel filters, vocabulary, tensors.
 
-    The order is that of `whisper_model_load` in whisper.cpp.
+    The order is that of `whisper_model_load` in whisper.cpp. Its convolutions take no float32; biases, norms and
+    positions it wants in float32.
     """
     from safetensors.numpy import load_file
 
@@ -59,9 +60,10 @@ def write_ggml(model: Path, path: Path) -> None:
         for name, weight in load_file(model / "model.safetensors").items():
             own = openai_name(name)
             data = weight[:, None] if own.endswith(("conv1.bias", "conv2.bias")) else weight
-            file.write(struct.pack("<3i", data.ndim, len(own), FLOAT32))
+            half = weight.ndim > 1 and "positional_embedding" not in own
+            file.write(struct.pack("<3i", data.ndim, len(own), FLOAT16 if half else FLOAT32))
             file.write(struct.pack(f"<{data.ndim}i", *data.shape[::-1]))
-            file.write(own.encode() + np.ascontiguousarray(data, dtype="<f4").tobytes())
+            file.write(own.encode() + np.ascontiguousarray(data, dtype="<f2" if half else "<f4").tobytes())
 
 
 def config_of(model: Path) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def _write_header(file: BinaryIO, config: dict[str, Any], model: Path) -> None:
     width, mels = config["d_model"], config["num_mel_bins"]
     hears = (config["max_source_positions"], width, config["encoder_attention_heads"], config["encoder_layers"])
     writes = (config["max_target_positions"], width, config["decoder_attention_heads"], config["decoder_layers"])
-    file.write(struct.pack("<12i", MAGIC, config["vocab_size"], *hears, *writes, mels, FLOAT32))
+    file.write(struct.pack("<12i", MAGIC, config["vocab_size"], *hears, *writes, mels, FLOAT16))
     filters = _filters(mels)
     file.write(struct.pack("<2i", *filters.shape) + filters.tobytes())
     words = _words(model)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from fixed_tokens import PLAIN
 from ggml import config_of, openai_name, write_ggml
 
 from run_transcription import audio, fast_transcribe, optimized_loader
@@ -38,7 +39,7 @@ class Done:
 
     text: str
     stages: dict[str, float] = field(default_factory=dict)
-    windows: int | None = None  # that were decoded, where overlaps are cut out of the text
+    lengths: list[int] | None = None  # of each window in plain tokens, where overlaps are cut out of the text
 
 
 Transcriber = Callable[[Sequence[Path]], Done]
@@ -115,19 +116,20 @@ def pipeline(job: Job) -> Transcriber:
         batch_size=job.batch_size,
         device="cpu",
     )
-    generated, counts = pipe.model.generate, []
+    generated, lengths = pipe.model.generate, []
 
     def counting(*args: Any, **options: Any) -> Any:
         out = generated(*args, **options)
-        counts.append(len(out["sequences"] if isinstance(out, dict) else out))
+        ids = out["sequences"] if isinstance(out, dict) else out
+        lengths.extend((ids < PLAIN).sum(dim=1).tolist())
         return out
 
     pipe.model.generate = counting
 
     def transcribe(paths: Sequence[Path]) -> Done:
-        counts.clear()
+        lengths.clear()
         found = pipe([_samples(path) for path in paths], return_timestamps=True, generate_kwargs=ENGLISH)
-        return Done("".join(each["text"] for each in found), windows=sum(counts))
+        return Done("".join(each["text"] for each in found), lengths=[*lengths])
 
     return transcribe
 
@@ -213,7 +215,7 @@ SYSTEMS = (
     System("faster-whisper batched", "float32", partial(faster_whisper, batched=True)),
     System("faster-whisper batched", "int8", partial(faster_whisper, batched=True)),
     System("openai-whisper", "float32", openai_whisper),
-    System("whisper.cpp", "float32", whisper_cpp),
+    System("whisper.cpp", "float16", whisper_cpp),
 )
 
 
