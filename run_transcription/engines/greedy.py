@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers.generation.logits_process import LogitsProcessorList
     from transformers.modeling_outputs import BaseModelOutput
 
+    from run_transcription.engines.choosing import Chooser
+
 
 def applies(model: WhisperForConditionalGeneration) -> bool:
     """Tell whether this is the faster way: on a GPU it was not measured, and there `generate` decodes."""
@@ -30,17 +32,20 @@ def decode(
     encoded: BaseModelOutput,
     prompts: torch.Tensor,
     rules: LogitsProcessorList,
-    end: int,
+    chooser: Chooser,
 ) -> torch.Tensor:
-    """Return ids [rows, prompt and text] as `generate` gives them: behind a row's end of text stands nothing else."""
+    """Return ids [rows, prompt and text] as `generate` gives them: behind a row's end of text stands nothing else.
+
+    The chooser looks at what the rules have left.
+    """
     limit = model.config.max_target_positions
     steps = _Steps(model, encoded, prompts, limit)
     ids, scores = prompts, steps.first
     alive = torch.ones(len(prompts), 1, dtype=torch.bool, device=prompts.device)
     while True:
-        best = rules(ids, scores.float()).argmax(dim=-1, keepdim=True)
-        token = torch.where(alive, best, end)
-        alive &= token != end
+        chooser(ids, rules(ids, scores.float()))
+        token = torch.where(alive, chooser.chosen[:, None], chooser.end_of_text)
+        alive &= token != chooser.end_of_text
         ids = torch.cat([ids, token], dim=1)
         if ids.shape[1] >= limit or not alive.any():
             return ids

@@ -161,8 +161,7 @@ class TorchEngine:
         heard_states = type(encoded)(last_hidden_state=states)
         if greedy.applies(self._model):
             rules = beam.processors(self._model, self._suppressed(decoding), prompts.shape[1])
-            rules.append(chooser)
-            ids = greedy.decode(self._model, heard_states, prompts, rules, self.tokenizer.end_of_text)
+            ids = greedy.decode(self._model, heard_states, prompts, rules, chooser)
         else:
             ids = self._by_generate(heard_states, languages, decoding, chooser)
         logprobs = chooser.logprobs.tolist()
