@@ -7,7 +7,7 @@ the prompt is turned into scores. What is computed, and in which order, is what 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
@@ -79,10 +79,11 @@ class _Steps:
             x = x + _attended(attention, query, *heard)
             x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
         self._at += 1
-        return self._model.proj_out(decoder.layer_norm(x))
+        scores: torch.Tensor = self._model.proj_out(decoder.layer_norm(x))
+        return scores
 
     def _own_attention(
-        self, attention: torch.nn.Module, x: torch.Tensor, written: tuple[torch.Tensor, torch.Tensor]
+        self, attention: Any, x: torch.Tensor, written: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         keys, values = written
         keys[:, :, self._at] = attention.k_proj(x).view(len(x), attention.num_heads, -1)
@@ -91,14 +92,13 @@ class _Steps:
         return _attended(attention, _query(attention, x), keys[:, :, :until], values[:, :, :until])
 
 
-def _query(attention: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _query(attention: Any, x: torch.Tensor) -> torch.Tensor:
     """Return queries [rows, heads, 1, dimensions], scaled here as Whisper's are."""
-    return (attention.q_proj(x) * attention.scaling).view(len(x), attention.num_heads, 1, -1)
+    query: torch.Tensor = attention.q_proj(x) * attention.scaling
+    return query.view(len(x), attention.num_heads, 1, -1)
 
 
-def _attended(
-    attention: torch.nn.Module, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-) -> torch.Tensor:
+def _attended(attention: Any, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Attend to all positions: in float32 as `generate` does, to the bit.
 
     In half precision torch's kernel takes ten times as long for one query as two matrix products.
@@ -107,7 +107,8 @@ def _attended(
         found = functional.scaled_dot_product_attention(query, keys, values, scale=1.0)
     else:
         found = (query @ keys.transpose(2, 3)).softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
-    return attention.out_proj(found.reshape(len(query), -1))
+    projected: torch.Tensor = attention.out_proj(found.reshape(len(query), -1))
+    return projected
 
 
 def _roomy(filled: torch.Tensor, limit: int) -> torch.Tensor:

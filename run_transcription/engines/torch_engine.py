@@ -177,7 +177,7 @@ class TorchEngine:
     ) -> torch.Tensor:
         """Let transformers decode: the reference, and the way that any device and attention take."""
         before = torch.tensor(self._prompt(decoding), device=self._model.device)
-        return self._model.generate(
+        ids: torch.Tensor = self._model.generate(
             encoder_outputs=encoded,
             **self._chosen(languages, decoding),
             **({"prompt_ids": before} if len(before) else {}),
@@ -190,6 +190,7 @@ class TorchEngine:
             max_length=self._model.config.max_target_positions,
             logits_processor=LogitsProcessorList([chooser]),
         )
+        return ids
 
     def _searched(self, encoded: BaseModelOutput, languages: Sequence[str], decoding: Decoding) -> list[Beam]:
         """Decode with several beams."""
