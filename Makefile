@@ -61,9 +61,10 @@ format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: setup ## measure loading, a backfill, quality and words beside their peers, with records in benchmarks/results; 20 GB of disk, two hours
+bench: setup ## measure loading, throughput, a backfill, quality and words beside their peers, with records in benchmarks/results; 20 GB of disk, two hours
 	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
 	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
+	@PYTHONPATH=build/peers $(BIN)/python benchmarks/throughput.py
 	@$(BIN)/python benchmarks/backfill.py
 	@$(BIN)/python benchmarks/quality.py
 	@$(BIN)/python benchmarks/words.py

@@ -18,7 +18,7 @@ LAYOUT = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_w
 SUBTITLES = ("srt", "vtt")
 SHOWN_IN = dict.fromkeys((*LAYOUT, "captions"), SUBTITLES) | {"word_timestamps": (*SUBTITLES, "json", "aws", "html")}
 OF_BATCHES = (
-    *("chunk_length", "batch_size", "compression_ratio_threshold"),
+    *("chunk_length", "batch_size", "short_windows", "compression_ratio_threshold"),
     *("best_of", "beam_size", "patience", "length_penalty"),
 )
 

@@ -136,6 +136,9 @@ OPTIONS = (
         callback=_chunk_length,
         help="Longest chunk in seconds, at most 30.",
     ),
+    _flag(
+        "--short-windows", "Don't fill chunks to 30 s for the encoder: short recordings go faster; texts may differ."
+    ),
     click.option("--vad/--no-vad", default=True, help="Look for speech with Silero VAD, or by loudness alone."),
     _number("--vad-threshold", Number(0, 1), 0.5, "Probability from which Silero VAD hears speech."),
     click.option(

@@ -47,6 +47,7 @@ EXAMPLES = {  # value as text, the field that it makes, and what has to be given
     "clip-timestamps": ("0,0.5,0.75", (0.0, 0.5, 0.75), {}),
     "chunk-length": ("12.5", 12.5, {}),
     "batch-size": ("3", 3, {}),
+    "short-windows": ("true", True, {}),
     "vad": ("false", False, {}),
     "vad-threshold": ("0.75", 0.75, {"vad": "true"}),
     "initial-prompt": ("Jörg, „Groß-Gerau“ <x> & 100 %", "Jörg, „Groß-Gerau“ <x> & 100 %", {}),
@@ -274,7 +275,7 @@ def test_metadata_are_ascii_and_small():
 
 # what an option changes: a recording, options, and what is to be seen of it, beside the transcript without
 REFUSED = (  # by --sequential
-    *("chunk_length", "batch_size", "best_of", "beam_size", "patience", "length_penalty"),
+    *("chunk_length", "batch_size", "short_windows", "best_of", "beam_size", "patience", "length_penalty"),
     "compression_ratio_threshold",
 )
 
@@ -318,6 +319,7 @@ SAID = [  # option, its value, the sound, what else is set, and what it changes:
         lambda on, off: on.segments[-1].end <= 4.1 < off.segments[-1].end,
     ),
     ("chunk_length", 4.0, "english", {}, lambda on, off: len(seeks(on)) > len(seeks(off))),
+    ("short_windows", True, "noise", LOUD, lambda on, off: on.text != off.text),
     ("vad", False, "tone", {}, lambda on, off: on.quality.coverage is not None and off.quality.coverage is None),
     ("vad_threshold", 1.0, "english", {}, lambda on, off: on.quality.coverage is None is not off.quality.coverage),
     ("initial_prompt", "something else", "noise", LOUD, lambda on, off: on.text != off.text),

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import LogitsProcessorList
 
-from run_transcription.engines import alignment, beam, long_form
+from run_transcription.engines import alignment, beam, greedy, long_form
 from run_transcription.engines.choosing import Chooser
+from run_transcription.engines.encoder import encode
 from run_transcription.engines.features import LogMel
 from run_transcription.engines.prompts import prompt_ids
 from run_transcription.engines.rows import Start, beam_of, best, complete, language_code, rows
@@ -105,7 +106,8 @@ class TorchEngine:
         recording = long_form.whole(self._model, samples)
         marks.append(self._now())
         with torch.inference_mode():
-            start = self._start(self._encoded([samples[: self._features.samples]]), decoding)
+            first = encode(self._model, self._features([samples[: self._features.samples]]))
+            start = self._start(first, decoding)
         marks.append(self._now())
         language, probability = start.languages[0], start.probabilities[0]
         prompt = torch.tensor(self._prompt(decoding), device=self._model.device)
@@ -122,9 +124,9 @@ class TorchEngine:
     def _transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         with torch.inference_mode():
             marks = [self._now()]
-            features = self._features(windows).to(self._model.dtype)
+            features = self._features(windows, short=decoding.short_windows)
             marks.append(self._now())
-            encoded = self._model.model.encoder(features)
+            encoded = encode(self._model, features)
             start = self._start(encoded, decoding)
             marks.append(self._now())
             if decoding.beam_size > 1 and not decoding.temperature:
@@ -142,9 +144,6 @@ class TorchEngine:
         """Return the seconds from mark to mark: the features', the encoder's, the decoder's."""
         features, encode, generate = (after - before for before, after in itertools.pairwise(marks))
         return Timing(features=features, encode=encode, generate=generate, wall=marks[-1] - marks[0])
-
-    def _encoded(self, windows: Sequence[Samples]) -> BaseModelOutput:
-        return self._model.model.encoder(self._features(windows).to(self._model.dtype))
 
     def _start(self, encoded: BaseModelOutput, decoding: Decoding) -> Start:
         """Take one decoder step on <|startoftranscript|>: it tells the languages and the probability of no speech."""
@@ -172,9 +171,27 @@ class TorchEngine:
         chooser = Chooser(len(languages), self.tokenizer.end_of_text, limit, self._model.device)
         chooser.heat(decoding.temperature, windows, candidates)
         prompts = self._prompts(languages, decoding)
-        before = prompts[0, : len(self._prompt(decoding))]
-        ids = self._model.generate(
-            encoder_outputs=type(encoded)(last_hidden_state=states),
+        heard_states = type(encoded)(last_hidden_state=states)
+        if greedy.applies(self._model):
+            rules = beam.processors(self._model, self._suppressed(decoding), prompts.shape[1])
+            ids = greedy.decode(self._model, heard_states, prompts, rules, chooser)
+        else:
+            ids = self._by_generate(heard_states, languages, decoding, chooser)
+        logprobs = chooser.logprobs.tolist()
+        self._refuse_nan([sum(row) for row in logprobs])
+        found = [
+            beam_of(row[prompts.shape[1] :], self.tokenizer.end_of_text, each)
+            for row, each in zip(ids.tolist(), logprobs, strict=True)
+        ]
+        return best(found, candidates, decoding.length_penalty)
+
+    def _by_generate(
+        self, encoded: BaseModelOutput, languages: list[str], decoding: Decoding, chooser: Chooser
+    ) -> torch.Tensor:
+        """Let transformers decode: the reference, and the way that any device and attention take."""
+        before = torch.tensor(self._prompt(decoding), device=self._model.device)
+        ids: torch.Tensor = self._model.generate(
+            encoder_outputs=encoded,
             **self._chosen(languages, decoding),
             **({"prompt_ids": before} if len(before) else {}),
             num_beams=1,
@@ -183,16 +200,10 @@ class TorchEngine:
             return_timestamps=True,
             force_unique_generate_call=True,
             suppress_tokens=self._suppressed(decoding),
-            max_length=limit,
+            max_length=self._model.config.max_target_positions,
             logits_processor=LogitsProcessorList([chooser]),
         )
-        logprobs = chooser.logprobs.tolist()
-        self._refuse_nan([sum(row) for row in logprobs])
-        found = [
-            beam_of(row[prompts.shape[1] :], self.tokenizer.end_of_text, each)
-            for row, each in zip(ids.tolist(), logprobs, strict=True)
-        ]
-        return best(found, candidates, decoding.length_penalty)
+        return ids
 
     def _searched(self, encoded: BaseModelOutput, languages: Sequence[str], decoding: Decoding) -> list[Beam]:
         """Decode with several beams."""
@@ -227,7 +238,8 @@ class TorchEngine:
             part = slice(first, first + decoding.batch_size)
             windows = [samples[chunk.start : chunk.end][: self._features.samples] for chunk in chunks[part]]
             with torch.inference_mode():
-                done += self._aligned(self._encoded(windows), found[part], windows, decoding)
+                encoded = encode(self._model, self._features(windows))
+                done += self._aligned(encoded, found[part], windows, decoding)
         return done
 
     def _prompt(self, decoding: Decoding) -> list[int]:
