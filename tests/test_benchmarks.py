@@ -6,9 +6,9 @@ import json
 
 import charts
 import common
+import fixed_tokens
 import numpy as np
 import pytest
-import fixed_tokens
 import quality
 import residency
 import sizing
