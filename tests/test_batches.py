@@ -119,7 +119,7 @@ def test_a_loop_is_seen(words, loop):
 
 
 def test_windows_know_the_text_before_them():
-    """They are decoded behind it, but not behind what was drawn at a high temperature; no text spells special tokens."""
+    """They are decoded behind it, but not behind what was drawn in great heat; no text spells special tokens."""
     prompts = []
 
     class Listening(Moody):
