@@ -152,5 +152,10 @@ class Keeper:
             with self._lock:
                 held = tuple(self._leases)
             for lease in held:
-                if time.monotonic() - lease.taken < LONGEST_SECONDS:
+                if self._holds(lease) and time.monotonic() - lease.taken < LONGEST_SECONDS:
                     lease.renew()
+
+    def _holds(self, lease: Lease) -> bool:
+        """Tell whether a lease is still held: others were renewed meanwhile."""
+        with self._lock:
+            return lease in self._leases

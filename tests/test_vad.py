@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -87,6 +89,15 @@ def test_a_short_recording_is_not_filled_up():
     heard(np.ones(SAMPLE_RATE // 2, np.float32), detector=detector)
     heard(np.ones(40 * SAMPLE_RATE, np.float32), detector=detector)
     assert seen == [(1, 16 * vad.FRAME), (3, vad.STRIP)]
+
+
+def test_recordings_that_are_heard_at_once_share_a_thread(speech):
+    """Each is heard as if it were alone; memory and cores are those of one."""
+    parts = np.split(speech[: 8 * vad.STRIP], 4)
+    alone = [heard(part) for part in parts]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(heard, parts)) == alone
+    assert sum(thread.name.startswith("silero") for thread in threading.enumerate()) == 1
 
 
 def test_a_quiet_recording_has_no_regions():
