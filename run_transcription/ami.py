@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import click
 
-from run_transcription import display, fleet_images, images, options, smoke
+from run_transcription import aws, display, fleet_images, images, options, smoke
 from run_transcription.errors import TranscriptionError
 
 PARAMETER = "/transcribe/ami"  # below it: candidate and latest, which launch templates name
@@ -63,7 +63,7 @@ def publish(  # noqa: PLR0913 - one parameter for each option
       run-transcription ami publish ami-0123456789abcdef0 --instance-type g6.xlarge --subnet subnet-0123456789abcdef0
       run-transcription ami publish --rollback
     """
-    region = images.require_region(region)
+    region = aws.require_region(region)
     if rollback == (image is not None):
         raise click.UsageError("Give either an AMI or --rollback.")
     if image is None:
@@ -86,7 +86,7 @@ def publish(  # noqa: PLR0913 - one parameter for each option
 @region_option
 def list_images(parameter: str, region: str | None, *, as_json: bool) -> None:
     """List the images that bakes have made, the newest first, and who uses them."""
-    region = images.require_region(region)
+    region = aws.require_region(region)
     used = fleet_images.users(region, parameter)
     found = images.ours(region)
     if as_json:
@@ -117,7 +117,7 @@ def gc(*, keep: int, hours: float, dry_run: bool, parameter: str, region: str | 
 
     An image that an instance, a launch template or a parameter uses, or that --rollback would lead to, stays.
     """
-    region = images.require_region(region)
+    region = aws.require_region(region)
     used = fleet_images.users(region, parameter)
     since = datetime.now(UTC).timestamp() - hours * 3600
     ours = images.ours(region)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import changes, display, fleet, names, notifications, options, stacks, storage
+from run_transcription import aws, changes, display, fleet, names, notifications, options, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def attach_bucket(bucket: str, prefix: str, name: str, region: str | None, *, de
     """
     if prefix.startswith("/"):
         raise click.UsageError(f"S3 puts no slash before a key: give --prefix {prefix.lstrip('/')!r}.")
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     if bucket == stack.bucket:
         raise TranscriptionError(
             f"{bucket} is the stack's own bucket: what is put below {names.UPLOADS} is transcribed"

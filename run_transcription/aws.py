@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import threading
 from contextlib import contextmanager
@@ -65,6 +66,32 @@ def session() -> Any:
     import boto3
 
     return boto3.Session()
+
+
+def require_region(wanted: str | None) -> str:
+    """Return the region to work in; raises TranscriptionError where there is none, or none of that name."""
+    region = find_region(wanted)
+    if region is None:
+        raise TranscriptionError("no region is given or configured: add --region, or set AWS_DEFAULT_REGION")
+    return region
+
+
+def find_region(wanted: str | None) -> str | None:
+    """Return the region given, or that of the AWS configuration, if any; raises TranscriptionError for a wrong one."""
+    with plainly("find the region"):
+        region: str | None = wanted or session().region_name
+    if region is not None and region not in _regions():  # calls to it would be tried for many seconds
+        near = difflib.get_close_matches(region, _regions(), 1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise TranscriptionError(f"--region {region}: AWS has no region of that name{hint}")
+    return region
+
+
+@functools.cache
+def _regions() -> tuple[str, ...]:
+    """Return the names of all regions, as botocore brings them along."""
+    places = (session().get_available_regions("ec2", each) for each in session().get_available_partitions())
+    return tuple(name for names in places for name in names)
 
 
 @contextmanager

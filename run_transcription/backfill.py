@@ -81,7 +81,7 @@ def backfill(  # noqa: PLR0913 - one parameter for each option
     """
     if (source is None) == (manifest is None):
         raise click.UsageError("Give either s3://BUCKET/PREFIX or --manifest.")
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     what = _what(source, manifest)
     address = f"{storage.SCHEME}{stack.bucket}/work/backfill/{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
     progress = Progress() if again or count else kept(address)

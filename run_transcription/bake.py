@@ -88,13 +88,13 @@ def bake(*, pin_base: bool, dry_run: bool, **given: Any) -> None:
     wanted = Recipe(**given)
     bake_parts.require_checkout(wanted.templates)
     if pin_base:
-        found = images.base(images.require_region(wanted.region), "", "")
+        found = images.base(aws.require_region(wanted.region), "", "")
         with aws.plainly(f"write {wanted.templates / bake_parts.RELEASE}"):
             bake_parts.pin_base(wanted.templates, found.id, found.name)
         click.echo(f"{found.id}  {found.name}")
         display.say(f"written into {wanted.templates / bake_parts.RELEASE}: commit it")
         return
-    recipe.check(wanted, images.find_region(wanted.region))
+    recipe.check(wanted, aws.find_region(wanted.region))
     packer = packer_process.find()
     if not packer.modern:
         display.say(
@@ -111,7 +111,7 @@ def bake(*, pin_base: bool, dry_run: bool, **given: Any) -> None:
 def rehearse(wanted: Recipe, packer: Packer, scratch: Path) -> None:
     """Validate templates, variables, scripts and wheel, and print what a bake would do."""
     pins = bake_parts.pins(wanted.templates)
-    region = images.find_region(wanted.region)
+    region = aws.find_region(wanted.region)
     base_id = pins["base_image_id"] or SOME_IMAGE
     base = images.Image(base_id, pins["base_image_name"], "", "", {}, (), "")
     variables = recipe.variables(wanted, region or SOME_REGION, base) | {"source_image_id": base_id}
@@ -140,7 +140,7 @@ def make(wanted: Recipe, packer: Packer, scratch: Path) -> Report:
     """Bake on the first type and zone that has an instance to give. Raises TranscriptionError."""
     began = time.monotonic()
     images.require_credentials()
-    region, pins = images.require_region(wanted.region), bake_parts.pins(wanted.templates)
+    region, pins = aws.require_region(wanted.region), bake_parts.pins(wanted.templates)
     base = images.base(region, pins["base_image_id"], pins["base_image_name"])
     variables = recipe.variables(wanted, region, base)
     reused = images.reusable(region, variables["tags"][images.LAYER]) if wanted.reuse else None

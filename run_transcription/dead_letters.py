@@ -55,7 +55,7 @@ def dlq() -> None:
 @stacks.region_option
 def list_letters(name: str, region: str | None) -> None:
     """List them: id, when it came, why, and which recording it is about."""
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     with held(stack) as letters:
         for letter in letters:
             click.echo(options.one_line(f"{letter.id}  {letter.sent}  {letter.reason}  {letter.about}"))
@@ -69,7 +69,7 @@ def list_letters(name: str, region: str | None) -> None:
 @stacks.region_option
 def show(ids: tuple[str, ...], name: str, region: str | None) -> None:
     """Show the whole text of messages."""
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     with held(stack) as letters:
         for letter in _chosen(letters, ids, every=False):
             click.echo(options.one_line(letter.body))
@@ -83,7 +83,7 @@ def show(ids: tuple[str, ...], name: str, region: str | None) -> None:
 def redrive(ids: tuple[str, ...], name: str, region: str | None, *, every: bool) -> None:
     """Send messages to the live queue again; a recording that has its result already is passed over there."""
     _require_choice(ids, every=every)
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
 
     def send(letter: Letter) -> None:
         aws.sqs(stack.region).send_message(QueueUrl=stack.live_url, MessageBody=letter.body)
@@ -100,7 +100,7 @@ def redrive(ids: tuple[str, ...], name: str, region: str | None, *, every: bool)
 def drop(ids: tuple[str, ...], name: str, region: str | None, *, every: bool, yes: bool) -> None:
     """Delete messages for good; their recordings stay in the bucket."""
     _require_choice(ids, every=every)
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     if not yes:  # what comes while a person thinks is not meant
         with held(stack) as letters:
             ids, every = tuple(letter.id for letter in _chosen(letters, ids, every=every)), False

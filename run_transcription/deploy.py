@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import changes, display, fleet, names, notifications, options, preflight, stacks, storage
+from run_transcription import aws, changes, display, fleet, names, notifications, options, preflight, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def deploy(  # noqa: PLR0913 - one parameter for each option
       run-transcription deploy --dry-run
       run-transcription deploy --max-workers 10 --set SpotPercentage=80
     """
-    region = stacks.require_region(region)
+    region = aws.require_region(region)
     given = _parameters(parameter) | ({} if max_workers is None else {"MaxWorkers": str(max_workers)})
     _require(_lacking([preflight.credentials(region)]))
     lacking = _lacking(preflight.run(_wanted(name, region, given)))
@@ -70,7 +70,7 @@ def destroy(name: str, region: str | None, *, with_bucket: bool, yes: bool) -> N
     Recordings in work are lost from the queues, and stay in the bucket. A later deploy of the same name takes the
     bucket up again.
     """
-    region = stacks.require_region(region)
+    region = aws.require_region(region)
     found = stacks.describe(name, region)
     if found is None:
         raise TranscriptionError(f"there is no stack {name} in {region}")

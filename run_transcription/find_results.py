@@ -6,7 +6,7 @@ import contextlib
 
 import click
 
-from run_transcription import options, results, stacks, storage
+from run_transcription import aws, options, results, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 
@@ -46,7 +46,7 @@ def find_results(  # noqa: PLR0913 - one parameter for each option
     if storage.is_s3(key):
         bucket, key = storage.split_object(key)
     elif bucket is None:
-        bucket = stacks.find(name, stacks.require_region(region)).bucket
+        bucket = stacks.find(name, aws.require_region(region)).bucket
         output = output or f"{storage.SCHEME}{bucket}"
     recording = f"{storage.SCHEME}{bucket}/{key}"
     output = output or _output_of(bucket, name, region)
@@ -68,6 +68,6 @@ def _output_of(bucket: str, name: str, region: str | None) -> str:
     """Return where a bucket's results lie: of one that is attached to the stack in the stack's own, else in itself."""
     own = bucket
     with contextlib.suppress(TranscriptionError):  # a bucket that was made by hand has no stack
-        stack = stacks.find(name, stacks.require_region(region))
+        stack = stacks.find(name, aws.require_region(region))
         own = stack.bucket if bucket in stack.attached else bucket
     return f"{storage.SCHEME}{own}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,25 +45,6 @@ class Image:
     def finished(self) -> bool:
         """Whether a bake has proved it and marked it as such."""
         return STATE in self.tags
-
-
-def require_region(wanted: str | None) -> str:
-    """Return the region to work in; raises TranscriptionError where there is none, or none of that name."""
-    region = find_region(wanted)
-    if region is None:
-        raise TranscriptionError("no region is set: give --region, or set AWS_DEFAULT_REGION")
-    return region
-
-
-def find_region(wanted: str | None) -> str | None:
-    """Return the region given, or that of the AWS configuration, if any; raises TranscriptionError for a wrong one."""
-    import boto3
-
-    with aws.plainly("find the region"):
-        region = wanted or boto3.Session().region_name
-    if region is not None and region not in _regions():
-        raise TranscriptionError(f"--region {region}: AWS has no region of that name")
-    return region
 
 
 def require_credentials() -> None:
@@ -188,13 +167,3 @@ def _images(region: str, **wanted: object) -> Iterator[Image]:
                     snapshots=tuple(ebs["SnapshotId"] for ebs in mappings if "SnapshotId" in ebs),
                     imds=found.get("ImdsSupport", ""),
                 )
-
-
-@functools.cache
-def _regions() -> frozenset[str]:
-    """Return the names of all regions, as botocore brings them along."""
-    import boto3
-
-    session = boto3.Session()
-    names = (session.get_available_regions("ec2", each) for each in session.get_available_partitions())
-    return frozenset(itertools.chain.from_iterable(names))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,30 +36,6 @@ class Stack:
     group: str | None  # None: without a fleet
     image_parameter: str
     attached: tuple[str, ...]
-
-
-def require_region(region: str | None) -> str:
-    """Return the region that is meant, the one given, else the configured one.
-
-    Raises TranscriptionError where there is none, or none of that name.
-    """
-    with aws.plainly("find the region"):
-        found = region or aws.session().region_name
-    if not found:
-        raise TranscriptionError("no region is given or configured: add --region, or set AWS_DEFAULT_REGION")
-    if found not in _regions():  # calls to it would be tried for many seconds
-        near = difflib.get_close_matches(found, _regions(), 1)
-        hint = f": did you mean {near[0]}?" if near else ""
-        raise TranscriptionError(f"--region {found}: AWS has no region of that name{hint}")
-    return str(found)
-
-
-@functools.cache
-def _regions() -> tuple[str, ...]:
-    """Return the regions that boto3 knows."""
-    session = aws.session()
-    places = (session.get_available_regions("cloudformation", each) for each in session.get_available_partitions())
-    return tuple(name for names in places for name in names)
 
 
 def find(name: str, region: str) -> Stack:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import fleet_report, options, stacks
+from run_transcription import aws, fleet_report, options, stacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ def status(name: str, region: str | None, *, watch: bool, as_json: bool) -> None
     Example:
       run-transcription status --watch
     """
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     while True:
         report = fleet_report.make(stack, datetime.now(UTC))
         if as_json:

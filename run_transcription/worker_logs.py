@@ -33,7 +33,7 @@ def logs(name: str, region: str | None, *, minutes: float, pattern: str, follow:
     Example:
       run-transcription logs --minutes 1440 --filter '{ $.failed = 1 }'
     """
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     since = _milliseconds(datetime.now(UTC) - timedelta(minutes=minutes))
     shown: set[str] = set()
     nothing = f"no line of the last {minutes:g} minutes" + (f" fits {pattern}" if pattern else "")
