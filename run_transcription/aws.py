@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,9 @@ IN_OUR_WORDS = {
 }
 
 
+_making = threading.Lock()  # threads may share a client, but not the session that makes it
+
+
 def s3() -> S3Client:
     """Return this process's S3 client; threads may share it."""
     client: S3Client = _client("s3", None)
@@ -52,6 +57,41 @@ def client(service: str, region: str | None = None) -> Any:
 def forget_clients() -> None:
     """Make clients anew from here on: each keeps the endpoint and the credentials that it was made with."""
     _client.cache_clear()
+    session.cache_clear()
+
+
+@functools.cache
+def session() -> Any:
+    """Return this process's session, which reads what boto3 knows of regions and services once for all clients."""
+    import boto3
+
+    return boto3.Session()
+
+
+def require_region(wanted: str | None) -> str:
+    """Return the region to work in; raises TranscriptionError where there is none, or none of that name."""
+    region = find_region(wanted)
+    if region is None:
+        raise TranscriptionError("no region is given or configured: add --region, or set AWS_DEFAULT_REGION")
+    return region
+
+
+def find_region(wanted: str | None) -> str | None:
+    """Return the region given, or that of the AWS configuration, if any; raises TranscriptionError for a wrong one."""
+    with plainly("find the region"):
+        region: str | None = wanted or session().region_name
+    if region is not None and region not in _regions():  # calls to it would be tried for many seconds
+        near = difflib.get_close_matches(region, _regions(), 1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise TranscriptionError(f"--region {region}: AWS has no region of that name{hint}")
+    return region
+
+
+@functools.cache
+def _regions() -> tuple[str, ...]:
+    """Return the names of all regions, as botocore brings them along."""
+    places = (session().get_available_regions("ec2", each) for each in session().get_available_partitions())
+    return tuple(name for names in places for name in names)
 
 
 @contextmanager
@@ -113,7 +153,6 @@ def _client(service: str, region: str | None) -> Any:
 
     boto3 honours AWS_ENDPOINT_URL by itself.
     """
-    import boto3
     from botocore.config import Config
 
     config = Config(
@@ -122,8 +161,8 @@ def _client(service: str, region: str | None) -> Any:
         retries={"mode": "standard", "total_max_attempts": 5},
         max_pool_connections=20,
     )
-    with plainly(f"reach {service.upper()}"):
+    with plainly(f"reach {service.upper()}"), _making:
         try:
-            return boto3.Session().client(service, region_name=region, config=config)  # type: ignore[call-overload]
+            return session().client(service, region_name=region, config=config)
         except ValueError as error:  # botocore says so of an endpoint that is no URL
             raise TranscriptionError(f"cannot reach {service.upper()}: {error}") from error

@@ -47,6 +47,7 @@ class Run:
     address: str  # of the progress
     outstanding: int
     stop: threading.Event
+    total: int | None = None  # recordings, None where nobody has counted them
     recent: deque[tuple[float, int]] = field(default_factory=deque)  # when messages were sent, and how many
 
 
@@ -71,7 +72,7 @@ def backfill(  # noqa: PLR0913 - one parameter for each option
     """Have everything transcribed that lies in a bucket already.
 
     What has a result or a failure is passed over. Workers do this while no new recordings wait. An interrupted run
-    goes on where it ended.
+    goes on where it ended. It says of how many with a manifest; a prefix is listed as it goes, and --count counts it.
 
     \b
     Examples:
@@ -80,7 +81,7 @@ def backfill(  # noqa: PLR0913 - one parameter for each option
     """
     if (source is None) == (manifest is None):
         raise click.UsageError("Give either s3://BUCKET/PREFIX or --manifest.")
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     what = _what(source, manifest)
     address = f"{storage.SCHEME}{stack.bucket}/work/backfill/{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
     progress = Progress() if again or count else kept(address)
@@ -90,8 +91,9 @@ def backfill(  # noqa: PLR0913 - one parameter for each option
         return
     if progress.position:
         display.say(f"going on after {progress.sent} sent and {progress.passed} passed over")
+    total = None if manifest is None else backlog.count(manifest)
     with _stoppable() as stop:
-        progress = send_all(pages, Run(stack, address, outstanding, stop), progress)
+        progress = send_all(pages, Run(stack, address, outstanding, stop, total), progress)
     storage.remove(address)
     if progress.sent + progress.passed == 0:
         raise TranscriptionError(f"{source or manifest} names no recording")
@@ -109,13 +111,15 @@ def kept(address: str) -> Progress:
 
 
 def counted(pages: Iterator[Page], stack: Stack) -> str:
-    """Return how many recordings have a result or a failure, of how many."""
-    done = total = 0
+    """Return how many recordings have a result or a failure, of how many, and how many will never have one."""
+    done = total = gone = 0
     for page in pages:
+        left = _left_of(page, stack)
         total += len(page.addresses)
-        done += len(page.addresses) - len(_left_of(page, stack))
+        done += len(page.addresses) - len(left)
+        gone += 0 if page.listed else len(backlog.gone(left))
         display.say(f"{done} of {total} done so far")
-    return f"{done} of {total} done"
+    return f"{done} of {total} done" + (f", {gone} gone: no such object" if gone else "")
 
 
 def send_all(pages: Iterable[Page], run: Run, progress: Progress) -> Progress:
@@ -138,7 +142,8 @@ def send_all(pages: Iterable[Page], run: Run, progress: Progress) -> Progress:
                 progress = Progress(batch[-1][1], progress.sent + len(wanted), progress.passed + passed)
         finally:
             storage.store(run.address, json.dumps(asdict(progress)).encode())
-        display.say(f"{progress.sent} sent, {progress.passed} passed over")
+        of = "" if run.total is None else f", of {run.total}"
+        display.say(f"{progress.sent} sent, {progress.passed} passed over{of}")
     return progress
 
 

@@ -63,6 +63,20 @@ def in_manifest(path: Path, after: str) -> Iterator[Page]:
         raise TranscriptionError(f"cannot read the manifest {path}: {error}") from error
 
 
+def count(path: Path) -> int:
+    """Return how many recordings a manifest names; raises TranscriptionError."""
+    try:
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.rstrip(b"\r\n"))
+    except OSError as error:
+        raise TranscriptionError(f"cannot read the manifest {path}: {error}") from error
+
+
+def gone(addresses: Sequence[str]) -> list[str]:
+    """Return those recordings that are not there any more; raises TranscriptionError."""
+    return _those_that(addresses, lambda address: not storage.exists(address))
+
+
 def without_result(page: Page, output: str, buckets: Collection[str]) -> list[str]:
     """Return the recordings of a page that have neither a result nor a failure yet; raises TranscriptionError.
 

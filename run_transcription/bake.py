@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from run_transcription import bake_parts, display, images, options, packer_process, recipe
+from run_transcription import aws, bake_parts, display, images, options, packer_process, recipe
 from run_transcription.errors import TranscriptionError
-from run_transcription.packer_process import Course, Packer
+from run_transcription.packer_process import Course, Packer, WrongVariable
 from run_transcription.recipe import BUILDERS, Recipe, Variables
 
 LOGS = bake_parts.CHECKOUT / "build" / "bake"
@@ -54,6 +54,9 @@ class Report:
 @click.option("--spot/--on-demand", default=True, help="How the builder is paid for.")
 @click.option("--region", show_default="that of your AWS configuration", help="Where the image is made.")
 @click.option("--zone", multiple=True, show_default="all of the region", help="Tried in turn; several times.")
+@click.option(
+    "--subnet", multiple=True, show_default="the zone's default", help="Of the builder. Tried in turn; several times."
+)
 @click.option("--name", show_default="version, commit and time", help="Of the image.")
 @click.option("--reuse/--no-reuse", default=True, help="Start from an image of ours that has the same packages.")
 @click.option("--minutes", type=click.FloatRange(min=0.01), default=60.0, help="Then the build is interrupted.")
@@ -85,10 +88,13 @@ def bake(*, pin_base: bool, dry_run: bool, **given: Any) -> None:
     wanted = Recipe(**given)
     bake_parts.require_checkout(wanted.templates)
     if pin_base:
-        found = images.base(images.require_region(wanted.region), "", "")
-        bake_parts.pin_base(wanted.templates, found.id, found.name)
+        found = images.base(aws.require_region(wanted.region), "", "")
+        with aws.plainly(f"write {wanted.templates / bake_parts.RELEASE}"):
+            bake_parts.pin_base(wanted.templates, found.id, found.name)
         click.echo(f"{found.id}  {found.name}")
+        display.say(f"written into {wanted.templates / bake_parts.RELEASE}: commit it")
         return
+    recipe.check(wanted, aws.find_region(wanted.region))
     packer = packer_process.find()
     if not packer.modern:
         display.say(
@@ -105,21 +111,22 @@ def bake(*, pin_base: bool, dry_run: bool, **given: Any) -> None:
 def rehearse(wanted: Recipe, packer: Packer, scratch: Path) -> None:
     """Validate templates, variables, scripts and wheel, and print what a bake would do."""
     pins = bake_parts.pins(wanted.templates)
-    region = images.require_region(wanted.region) if wanted.region else SOME_REGION
+    region = aws.find_region(wanted.region)
     base_id = pins["base_image_id"] or SOME_IMAGE
     base = images.Image(base_id, pins["base_image_name"], "", "", {}, (), "")
-    variables = recipe.variables(wanted, region, base) | {"source_image_id": base_id}
-    place = next(recipe.placements(wanted, list(wanted.zone) or [f"{region}a"]))
-    _prepare(wanted, packer, scratch, variables | place)
+    variables = recipe.variables(wanted, region or SOME_REGION, base) | {"source_image_id": base_id}
+    places = [images.Place(zone) for zone in wanted.zone] or [images.Place("", subnet) for subnet in wanted.subnet]
+    _prepare(wanted, packer, scratch, variables | next(recipe.placements(wanted, places or [images.Place("")])))
     source = "modern" if packer.modern else "compatible"
     model = f"{variables['model']} at {variables['model_revision'] or 'the revision of the package'}"
     pinned = f"{base.name} ({pins['base_image_id']})" if base.name else NOT_PINNED
     for what, text in (
         ("packer", f"{packer.path}, {packer.name}, {source} source: templates and variables are valid"),
-        ("region", wanted.region or "that of your AWS configuration"),
+        ("region", region or "none is set yet: --region, or AWS_DEFAULT_REGION"),
         ("base image", pinned),
         ("model", model),
         ("builder", f"{'spot' if wanted.spot else 'on demand'}: {', '.join(wanted.types)}"),
+        ("place", ", ".join(wanted.zone or wanted.subnet) or "the default subnet of one zone after the other"),
         ("packages", f"layer {variables['tags'][images.LAYER]}, by the hashes of {' and '.join(bake_parts.LOCKS)}"),
         ("brings", ", ".join(sorted(path.name for path in (scratch / "parts").iterdir()))),
         ("scripts", ", ".join(bake_parts.steps(wanted.templates))),
@@ -133,12 +140,13 @@ def make(wanted: Recipe, packer: Packer, scratch: Path) -> Report:
     """Bake on the first type and zone that has an instance to give. Raises TranscriptionError."""
     began = time.monotonic()
     images.require_credentials()
-    region, pins = images.require_region(wanted.region), bake_parts.pins(wanted.templates)
+    region, pins = aws.require_region(wanted.region), bake_parts.pins(wanted.templates)
     base = images.base(region, pins["base_image_id"], pins["base_image_name"])
     variables = recipe.variables(wanted, region, base)
     reused = images.reusable(region, variables["tags"][images.LAYER]) if wanted.reuse else None
     variables["source_image_id"] = (reused or base).id
-    attempts = [variables | place for place in recipe.placements(wanted, list(wanted.zone) or images.zones(region))]
+    places = images.places(region, wanted.zone, wanted.subnet)
+    attempts = [variables | each for each in recipe.placements(wanted, places)]
     _prepare(wanted, packer, scratch, attempts[0])
     log = LOGS / f"{variables['ami_name'].replace('/', '_')}.log"
     course = _attempt(packer, scratch, attempts, log, wanted.minutes)
@@ -163,7 +171,9 @@ def make(wanted: Recipe, packer: Packer, scratch: Path) -> Report:
 
 def _attempt(packer: Packer, scratch: Path, attempts: list[Variables], log: Path, minutes: float) -> Course:
     """Run packer with one type and zone after the other, for as long as there is no instance to be had."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with aws.plainly(f"write into {log.parent}"):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
     began, course = time.monotonic(), None
     for variables in attempts:
         where = f"{' or '.join(variables['instance_types'])} in {variables['zone']}"
@@ -182,12 +192,16 @@ def _attempt(packer: Packer, scratch: Path, attempts: list[Variables], log: Path
 
 def _prepare(wanted: Recipe, packer: Packer, scratch: Path, variables: Variables) -> None:
     """Put the folders together that packer works with, and let it look at them with one attempt's variables."""
-    display.say("building the worker's wheel …")
     for name in FOLDERS:
         (scratch / name).mkdir()
     bake_parts.write_parts(wanted.templates, scratch / "parts")
     bake_parts.write_templates(wanted.templates, scratch / "templates", modern=packer.modern)
-    packer_process.validate(packer, _arguments(scratch, variables), _environment())
+    try:
+        packer_process.validate(packer, _arguments(scratch, variables), _environment())
+    except WrongVariable as error:
+        raise TranscriptionError(f"{recipe.way_of(error.name)}: {error}") from error
+    display.say("building the worker's wheel …")
+    bake_parts.make_wheel(scratch / "parts")
 
 
 def _arguments(scratch: Path, variables: Variables) -> list[str]:
@@ -201,7 +215,7 @@ def _arguments(scratch: Path, variables: Variables) -> list[str]:
 
 def _environment() -> dict[str, str]:
     """Return packer's environment: the token as its variable, so that it stands on no command line."""
-    ours = {"CHECKPOINT_DISABLE": "1", "PKR_VAR_hf_token": os.environ.get("HF_TOKEN", "")}
+    ours = {"CHECKPOINT_DISABLE": "1", "PKR_VAR_hf_token": os.environ.get("HF_TOKEN", "").strip()}
     return {name: value for name, value in os.environ.items() if name != "HF_TOKEN"} | ours
 
 

@@ -34,6 +34,11 @@ def pins(templates: Path) -> dict[str, str]:
     return dict(_PIN.findall((templates / RELEASE).read_text(encoding="utf-8")))
 
 
+def variable_names(templates: Path) -> set[str]:
+    """Return the names of the variables that the templates have."""
+    return set(re.findall(r'^variable "(\w+)"', (templates / MODERN[1]).read_text(encoding="utf-8"), re.MULTILINE))
+
+
 def pin_base(templates: Path, image_id: str, name: str) -> None:
     """Write id and name of the base image into the release's variables."""
     path = templates / RELEASE
@@ -56,12 +61,11 @@ def write_templates(templates: Path, folder: Path, *, modern: bool) -> None:
 
 
 def write_parts(templates: Path, folder: Path) -> None:
-    """Put together what is brought to the builder."""
+    """Put together what is brought to the builder, but for the wheel."""
     for name in ("provisioners", "rootfs"):
         shutil.copytree(templates / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in LOCKS:
         shutil.copyfile(templates / name, folder / name)
-    make_wheel(folder)
 
 
 def make_wheel(folder: Path) -> None:
@@ -72,9 +76,10 @@ def make_wheel(folder: Path) -> None:
     )
     for name in PROJECT:
         shutil.copyfile(CHECKOUT / name, source / name)
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
-    command += ["--no-build-isolation", "--wheel-dir", str(folder), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # the hook that pip would call, without pip's seconds around it
+    program = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    command = [sys.executable, "-c", program, str(folder)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     shutil.rmtree(source)
     if done.returncode:
         raise TranscriptionError(f"the wheel can't be built: {' '.join(done.stderr.split())[-500:]}; run make setup")
@@ -90,6 +95,8 @@ def layer(templates: Path, base_image: str, torch_source: str, state_gigabytes: 
 
 def commit() -> str:
     """Return the commit of this checkout, with + where something is not committed; "unknown" without git."""
+    if shutil.which("git") is None:
+        return "unknown"
     head, changes = (
         subprocess.run(["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=False)  # noqa: S607
         for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))

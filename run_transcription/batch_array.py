@@ -24,7 +24,7 @@ def batch_array(size: int, name: str, region: str | None) -> None:
     Example:
       run-transcription batch-array 20
     """
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     client = aws.client("batch", stack.region)
     with aws.plainly(f"look for the job definition {name}"):
         found = client.describe_job_definitions(jobDefinitionName=name, status="ACTIVE")["jobDefinitions"]

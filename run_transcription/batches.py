@@ -35,6 +35,11 @@ class Decoder:
         self._decoding = decoding
         self._finished = finished
         self._voiced: list[Row] = []  # the first rows with speech, which vote on the language
+        self._heard: dict[Chunk, Row] = {}  # before they vote
+
+    def hear(self, windows: Mapping[Chunk, Samples]) -> None:
+        """Decode windows ahead of `rows`, which is to get them together, so that their languages are one vote."""
+        self._heard |= self._best({c: s for c, s in windows.items() if c not in self._finished}, self._decoding)
 
     def rows(self, windows: Mapping[Chunk, Samples]) -> dict[Chunk, Row]:
         """Return the best row of each window, in order; those that fail are decoded again at the next temperature.
@@ -42,14 +47,19 @@ class Decoder:
         So are, in the recording's language, those whose own is in doubt.
         """
         waiting = {chunk: samples for chunk, samples in windows.items() if chunk not in self._finished}
-        kept = self._best(waiting, self._decoding)
+        kept = self._heard | self._best({c: s for c, s in waiting.items() if c not in self._heard}, self._decoding)
         rows = {chunk: kept[chunk] if chunk in kept else self._finished[chunk] for chunk in windows}
         return rows if self._decoding.language else self._in_its_language(rows, waiting)
 
+    @property
+    def reduced(self) -> int | None:
+        """How many windows are decoded at a time, where as many as asked for did not fit into memory."""
+        return self._size() if self._size() < self._decoding.batch_size else None
+
     def go_on_from(self, text: str, temperature: float) -> None:
         """Let the next windows know the text before them; not where it was drawn at a high temperature."""
-        plain = text.replace("<|", "")  # whoever spells a special token aloud steers nothing
-        before = f"{self._decoding.initial_prompt}{plain}"[-LONGEST_PROMPT:] if temperature <= COOL else ""
+        before = f"{self._decoding.initial_prompt}{text}"[-LONGEST_PROMPT:] if temperature <= COOL else ""
+        before = before.replace("<|", "< |")  # whoever spells a special token aloud steers nothing
         self._decoding = replace(self._decoding, initial_prompt=before)
 
     def _best(self, waiting: Mapping[Chunk, Samples], wanted: Decoding) -> dict[Chunk, Row]:

@@ -1,7 +1,7 @@
 """Cues that people can read in time: two short lines, cut at sentences, clauses and pauses, shown long enough.
 
 The limits are those that broadcasters work by. No word is left out for them: where somebody speaks faster than can be
-read, or a single word is longer than a line, that cue is over its limit.
+read, or a single word is longer than a line, that cue is over its limit, or shorter than a second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from run_transcription.records import Segment, Word
+    from run_transcription.records import Word
 
 WIDTH, LINES = 42, 2  # characters in a line, lines in a cue
 SHORTEST, LONGEST = 1.0, 7.0  # seconds
@@ -37,13 +37,9 @@ class Cue:
     text: str
 
 
-def captions(segments: Sequence[Segment]) -> list[Cue]:
-    """Return the cues of segments with words; those of each channel by themselves, in order of time."""
-    channels: dict[int | None, list[Word]] = {}
-    for segment in segments:
-        channels.setdefault(segment.channel, []).extend(segment.words)
-    found = [cue for words in channels.values() for cue in _timed(_cut(words))]
-    return sorted(found, key=lambda cue: cue.start)
+def captions(words: Sequence[Word]) -> list[Cue]:
+    """Return the cues of words that are said one after the other."""
+    return _timed(_cut(words))
 
 
 def lines_of(text: str) -> tuple[str, float]:
@@ -106,7 +102,7 @@ def _timed(cues: Sequence[Sequence[Word]]) -> list[Cue]:
         text = _text(words)
         start, said, needed = words[0].start, words[-1].end, _needed(text)
         room = after[0].start if after else float("inf")
-        end = min(max(said, start + needed), room)
+        end = min(max(said, start + needed), start + LONGEST, room)
         early = max(0.0, min(LEAD, needed - (end - start)))
         start = max(start - early, made[-1].end if made else 0.0)
         made.append(Cue(start, max(end, start), lines_of(text)[0]))

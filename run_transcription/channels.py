@@ -42,9 +42,6 @@ class Recording(Protocol):
     def kept(self) -> tuple[int, ...] | None:
         """The channels that come out each by itself, counted from 0; None where they are mixed."""
 
-    def blocks(self) -> Iterator[Samples]:
-        """Yield float32 [samples], or [kept, samples]."""
-
 
 @contextmanager
 def opened(path: Path, channels: Channels, step: Callable[[], None] = lambda: None) -> Iterator[audio.AudioReader]:
@@ -109,6 +106,7 @@ def _quality(parts: Sequence[Quality], speech: Sequence[int], tokens: Sequence[i
         confidence=_mean([part.confidence for part in parts], tokens),
         needs_review=any(part.needs_review for part in parts),
         reasons=tuple(dict.fromkeys(reason for part in parts for reason in part.reasons)),
+        reduced_batch_size=min((part.reduced_batch_size for part in parts if part.reduced_batch_size), default=None),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from run_transcription import aws, messages, options, stacks
+from run_transcription import aws, display, messages, options, stacks
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HOLD_SECONDS = 120  # messages are hidden from others while they are looked at
 POLL_SECONDS = 1
 AT_ONCE = 10
+NONE = "there are no dead letters"
 
 all_option = click.option("--all", "every", is_flag=True, allow_from_autoenv=False, help="All that are there now.")
 
@@ -54,10 +55,12 @@ def dlq() -> None:
 @stacks.region_option
 def list_letters(name: str, region: str | None) -> None:
     """List them: id, when it came, why, and which recording it is about."""
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     with held(stack) as letters:
         for letter in letters:
             click.echo(options.one_line(f"{letter.id}  {letter.sent}  {letter.reason}  {letter.about}"))
+    if not letters:
+        display.say(NONE)
 
 
 @dlq.command("show", cls=options.Command)
@@ -66,7 +69,7 @@ def list_letters(name: str, region: str | None) -> None:
 @stacks.region_option
 def show(ids: tuple[str, ...], name: str, region: str | None) -> None:
     """Show the whole text of messages."""
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     with held(stack) as letters:
         for letter in _chosen(letters, ids, every=False):
             click.echo(options.one_line(letter.body))
@@ -80,7 +83,7 @@ def show(ids: tuple[str, ...], name: str, region: str | None) -> None:
 def redrive(ids: tuple[str, ...], name: str, region: str | None, *, every: bool) -> None:
     """Send messages to the live queue again; a recording that has its result already is passed over there."""
     _require_choice(ids, every=every)
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
 
     def send(letter: Letter) -> None:
         aws.sqs(stack.region).send_message(QueueUrl=stack.live_url, MessageBody=letter.body)
@@ -97,9 +100,12 @@ def redrive(ids: tuple[str, ...], name: str, region: str | None, *, every: bool)
 def drop(ids: tuple[str, ...], name: str, region: str | None, *, every: bool, yes: bool) -> None:
     """Delete messages for good; their recordings stay in the bucket."""
     _require_choice(ids, every=every)
-    stack = stacks.find(name, stacks.require_region(region))
-    if not yes and not click.confirm(f"delete {'all messages' if every else len(ids)} for good?", err=True):
-        raise TranscriptionError("nothing was done")
+    stack = stacks.find(name, aws.require_region(region))
+    if not yes:  # what comes while a person thinks is not meant
+        with held(stack) as letters:
+            ids, every = tuple(letter.id for letter in _chosen(letters, ids, every=every)), False
+        if ids and not click.confirm(f"delete {len(ids)} of {len(letters)} messages for good?", err=True):
+            raise TranscriptionError("nothing was done")
     _finish(stack, ids, lambda _letter: None, every=every, deed="deleted")
 
 
@@ -156,8 +162,11 @@ def _chosen(letters: list[Letter], ids: tuple[str, ...], *, every: bool) -> list
 def _finish(stack: Stack, ids: tuple[str, ...], act: Callable[[Letter], None], *, every: bool, deed: str) -> None:
     """Do something with messages, and delete each once that is done."""
     with held(stack) as letters:
-        for letter in _chosen(letters, ids, every=every):
+        chosen = _chosen(letters, ids, every=every)
+        for letter in chosen:
             with aws.plainly(f"finish the message {letter.id}"):
                 act(letter)
                 aws.sqs(stack.region).delete_message(QueueUrl=stack.dead_letter_url, ReceiptHandle=letter.receipt)
             click.echo(f"{letter.id} {deed}")
+    if not chosen:
+        display.say(NONE)

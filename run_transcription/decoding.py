@@ -21,6 +21,7 @@ class Decoding:
     clip_timestamps: tuple[float, ...] = ()  # start, end, start, …; (): all of it, and a last start goes to the end
     chunk_length: float = 30.0  # seconds
     batch_size: int = 8
+    short_windows: bool = False  # the encoder hears no more than the longest chunk of a batch, and a second of silence
     vad: bool = True  # False: speech is what is loud
     vad_threshold: float = 0.5  # probability from which a frame is speech
     initial_prompt: str = ""  # text that the model takes for what was said before each chunk

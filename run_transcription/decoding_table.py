@@ -5,6 +5,7 @@ The command line, a job's `options`, a recording's metadata and `submit` all rea
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import replace
@@ -135,10 +136,16 @@ OPTIONS = (
         callback=_chunk_length,
         help="Longest chunk in seconds, at most 30.",
     ),
+    _flag(
+        "--short-windows", "Don't fill chunks to 30 s for the encoder: short recordings go faster; texts may differ."
+    ),
     click.option("--vad/--no-vad", default=True, help="Look for speech with Silero VAD, or by loudness alone."),
     _number("--vad-threshold", Number(0, 1), 0.5, "Probability from which Silero VAD hears speech."),
     click.option(
-        "--initial-prompt", type=Text(), default="", help="Text that each chunk is decoded after, for names and style."
+        "--initial-prompt",
+        type=Text(),
+        default="",
+        help="Text that every chunk is decoded after, not only the first, for names and style.",
     ),
     click.option("--hotwords", type=Text(), default="", help="Words that may occur; they go before the prompt."),
     _flag("--condition-on-previous-text", "Decode one chunk after the other, each after the text before it."),
@@ -179,10 +186,11 @@ OPTIONS = (
     _number("--max-line-count", click.IntRange(min=1), None, "Lines in a cue of srt and vtt."),
     _number("--max-words-per-line", click.IntRange(min=1), None, "Words in a cue of srt and vtt."),
     _flag("--highlight-words", "Underline in srt and vtt each word as it is said."),
-    _flag("--captions", "Cut srt and vtt into cues that people can read in time."),
+    _flag("--captions", "Cut srt and vtt into cues that people can read in time, but leave no word out for it."),
 )
 
 
+@functools.cache
 def options() -> dict[str, tuple[click.Option, Callable[[Any], Any]]]:
     """Return by the name of its field each option that a recording may bring, and what adds it to a command."""
     found = {}

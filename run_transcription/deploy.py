@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import changes, display, fleet, names, notifications, options, preflight, stacks, storage
+from run_transcription import aws, changes, display, fleet, names, notifications, options, preflight, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 if TYPE_CHECKING:
@@ -33,14 +33,17 @@ def deploy(  # noqa: PLR0913 - one parameter for each option
       run-transcription deploy --dry-run
       run-transcription deploy --max-workers 10 --set SpotPercentage=80
     """
-    region = stacks.require_region(region)
+    region = aws.require_region(region)
     given = _parameters(parameter) | ({} if max_workers is None else {"MaxWorkers": str(max_workers)})
-    _require([preflight.credentials(region)])
-    _require(preflight.run(_wanted(name, region, given)))
+    _require(_lacking([preflight.credentials(region)]))
+    lacking = _lacking(preflight.run(_wanted(name, region, given)))
+    if not dry_run:
+        _require(lacking)
     prepared = changes.prepare(name, region, given)
     _show(prepared)
     if dry_run:
         changes.discard(prepared)
+        _require(lacking)
         click.echo("nothing was done: this was a dry run")
         return
     if prepared.rows:
@@ -67,7 +70,7 @@ def destroy(name: str, region: str | None, *, with_bucket: bool, yes: bool) -> N
     Recordings in work are lost from the queues, and stay in the bucket. A later deploy of the same name takes the
     bucket up again.
     """
-    region = stacks.require_region(region)
+    region = aws.require_region(region)
     found = stacks.describe(name, region)
     if found is None:
         raise TranscriptionError(f"there is no stack {name} in {region}")
@@ -108,11 +111,15 @@ def _parameters(given: tuple[str, ...]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _require(checks: list[preflight.Check]) -> None:
-    """Print checks as lines of the table; raises TranscriptionError where something is to be done first."""
+def _lacking(checks: list[preflight.Check]) -> list[str]:
+    """Print checks as lines of the table, and return the names of those that want something done first."""
     for check in checks:
         click.echo(options.one_line(f"{'ok   ' if check.ok else 'TO DO'} {check.name:<16} {check.text}"))
-    if lacking := [check.name for check in checks if not check.ok]:
+    return [check.name for check in checks if not check.ok]
+
+
+def _require(lacking: list[str]) -> None:
+    if lacking:
         raise TranscriptionError(f"nothing was done: see {', '.join(lacking)} above")
 
 
@@ -146,7 +153,7 @@ def _tell(event: changes.Event) -> None:
 
 def _hear_of_uploads(stack: stacks.Stack) -> None:
     """Let a bucket that an earlier stack has left announce its uploads: CloudFormation takes it up as it is."""
-    if not notifications.is_attached(stack.bucket, stack):
+    if notifications.prefix_of(stack.bucket, stack) is None:
         notifications.attach(stack.bucket, names.UPLOADS, stack)
 
 

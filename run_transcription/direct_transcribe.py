@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import numpy as np
 from run_transcription import (
     channels,
     chunking,
+    combinations,
     coverage,
     languages,
     optimized_loader,
@@ -23,6 +25,7 @@ from run_transcription import (
 )
 from run_transcription.assembly import Assembly
 from run_transcription.batches import Decoder
+from run_transcription.hearing import Heard
 from run_transcription.records import (
     SAMPLE_RATE,
     Advance,
@@ -37,6 +40,7 @@ from run_transcription.records import (
 from run_transcription.samples import clipped
 
 if TYPE_CHECKING:
+    from run_transcription.hearing import Passage
     from run_transcription.records import Samples
 
 AfterBatch = Callable[[Advance], None]
@@ -56,29 +60,58 @@ def transcribe(  # noqa: PLR0913 - what a recording is, what hears it, and who f
     `after_batch` is called with what each batch added; chunks whose rows are `finished` already, from an earlier try,
     are not decoded again. Where channels are `kept`, counted from 0, blocks are float32 [kept, samples], and each is
     transcribed by itself. The timing leaves out what only others know: decoding the file and storing the result.
-    Raises Rejected where the model can't decode so.
+    Raises Rejected where the model can't decode so, or an option would change nothing.
     """
+    heard = listen(blocks, decoding, kept)
+    return decode(heard, engine, decoding, after_batch, finished, kept=kept)
+
+
+def listen(
+    blocks: Iterable[Samples], decoding: Decoding, kept: Sequence[int] | None = None
+) -> Iterator[tuple[Heard, ...]]:
+    """Look for speech in a recording, a block of 17 minutes after the other: in its mix, or in each channel kept."""
+    clips = clipped(blocks, decoding.clip_timestamps)
+    streams = [clips] if kept is None else channels.separated(clips, len(kept))
+    ears = [vad.Ear(stream, _detector(decoding), decoding.vad_threshold) for stream in streams]
+    return zip(*(ear.heard() for ear in ears), strict=True)
+
+
+def decode(  # noqa: PLR0913 - as transcribe
+    heard: Iterable[tuple[Heard, ...]],
+    engine: Engine,
+    decoding: Decoding,
+    after_batch: AfterBatch | None = None,
+    finished: Mapping[Chunk, Row] | None = None,
+    *,
+    kept: Sequence[int] | None = None,
+) -> tuple[Transcript, Timing]:
+    """Do what `transcribe` does with a recording that was listened to already, with the same options."""
+    combinations.refuse_unused(decoding)
     decoding = engine.check(decoding)
     began = time.perf_counter()
     numbers: tuple[int | None, ...] = (None,) if kept is None else tuple(number + 1 for number in kept)
-    heard = clipped(blocks, decoding.clip_timestamps)
-    streams = [heard] if kept is None else channels.separated(heard, len(kept))
     lanes = [
-        _Lane(stream, engine, decoding, finished or {}, number) for stream, number in zip(streams, numbers, strict=True)
+        _Lane(stream, engine, decoding, finished or {}, number)
+        for stream, number in zip(_apart(heard, len(numbers)), numbers, strict=True)
     ]
     told = after_batch or (lambda _: None)
     open_ones = list(lanes)
+
+    def tell(rows: tuple[tuple[Chunk, Row], ...] = ()) -> None:
+        told(Advance(min(each.seconds for each in open_ones), rows))
+
+    for lane in lanes:
+        lane.tell = tell
     while open_ones:
         lane = min(open_ones, key=lambda each: each.seconds)  # so that none is far ahead of the others
         rows = lane.go_on()
         if rows is None:
             open_ones.remove(lane)
         else:
-            told(Advance(min(each.seconds for each in open_ones), rows))
+            tell(rows)
     told(Advance(lanes[0].duration, ()))
     spent = sum((lane.work.decoder.timing for lane in lanes), Timing())
-    stages = Timing(features=spent.features, encode=spent.encode, generate=spent.generate)
-    return _transcript(lanes, kept), stages + Timing(wall=time.perf_counter() - began)
+    return _transcript(lanes, kept), replace(spent, wall=time.perf_counter() - began)
 
 
 class _Lane:
@@ -86,50 +119,70 @@ class _Lane:
 
     def __init__(
         self,
-        blocks: Iterable[Samples],
+        heard: Iterable[Heard],
         engine: Engine,
         decoding: Decoding,
         finished: Mapping[Chunk, Row],
         number: int | None,
     ) -> None:
         self.seconds = 0.0  # that are done
+        self.duration = 0.0  # seconds heard so far
+        self.tell: Callable[[], None] = lambda: None  # called where it goes on without new rows
         self._engine, self._decoding, self._number = engine, decoding, number
         own = {replace(chunk, channel=None): row for chunk, row in finished.items() if chunk.channel == number}
         self.work = Assembly(engine, decoding, Decoder(engine, decoding, own))
-        self._ear = vad.Ear(blocks, _detector(decoding), decoding.vad_threshold)
+        self._heard = self._measured(heard)
         self._lots = self._all_at_once() if decoding.sequential else self._in_batches()
-
-    @property
-    def duration(self) -> float:
-        """Seconds heard so far."""
-        return self._ear.samples / SAMPLE_RATE
 
     def go_on(self) -> tuple[tuple[Chunk, Row], ...] | None:
         """Do the next batch, and return its rows; None where all is done."""
         rows = next(self._lots, None)
         return None if rows is None else tuple((replace(chunk, channel=self._number), row) for chunk, row in rows)
 
+    def _measured(self, heard: Iterable[Heard]) -> Iterator[Heard]:
+        for block in heard:
+            self.duration = (block.start + len(block.samples)) / SAMPLE_RATE
+            yield block
+
     def _in_batches(self) -> Iterator[Iterable[tuple[Chunk, Row]]]:
-        passages = chunking.passages(self._ear.heard(), self._decoding.chunk_length)
+        passages = chunking.passages(self._heard, self._decoding.chunk_length)
         one_by_one, size = self._decoding.condition_on_previous_text, self._decoding.batch_size
         size = 1 if one_by_one else size
-        voting = self._decoding.language is None and not one_by_one
-        batches = -(-languages.WINDOWS // size) if voting else 1  # all that vote are decoded before any of them is kept
-        batch = tuple(itertools.islice(passages, batches * size))
-        while batch:
+        batches = iter(lambda: tuple(itertools.islice(passages, size)), ())
+        first: tuple[Passage, ...] = ()
+        if self._decoding.language is None and not one_by_one:
+            first = yield from self._voting(batches, -(-languages.WINDOWS // size))
+        for batch in itertools.chain(filter(None, [first]), batches):
             rows = self.work.add(batch)
             self.seconds = batch[-1].chunk.end / SAMPLE_RATE
             yield rows
-            batch = tuple(itertools.islice(passages, size))
+
+    def _voting(
+        self, batches: Iterator[tuple[Passage, ...]], count: int
+    ) -> Generator[tuple[()], None, tuple[Passage, ...]]:
+        """Hear so many batches, and return their passages: all that vote are heard before the row of any is kept."""
+        first: tuple[Passage, ...] = ()
+        for batch in itertools.islice(batches, count):
+            self.work.decoder.hear({passage.chunk: passage.samples for passage in batch})
+            self.seconds = batch[-1].chunk.end / SAMPLE_RATE
+            first += batch
+            yield ()
+        return first
 
     def _all_at_once(self) -> Iterator[Iterable[tuple[Chunk, Row]]]:
         """Let the model's own library go through the whole recording, which is held in memory for it."""
-        heard = [*self._ear.heard()]
+        heard = [*self._heard]
         if heard:
             samples = np.concatenate([block.samples for block in heard])
-            rows = self._engine.transcribe_sequentially(samples, self._decoding)
+            chunks, batch = self._engine.transcribe_sequentially(samples, self._decoding, self._reached)
+            self.work.decoder.timing += batch.timing
+            rows = [*zip(chunks, batch.rows, strict=True)]
             self.work.take(rows, [region for block in heard for region in block.speech])
         yield from ()
+
+    def _reached(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.tell()
 
 
 def _transcript(lanes: Sequence[_Lane], kept: Sequence[int] | None) -> Transcript:
@@ -137,6 +190,25 @@ def _transcript(lanes: Sequence[_Lane], kept: Sequence[int] | None) -> Transcrip
     if kept is None:
         return parts[0]
     return channels.together(parts, kept, [coverage.length(coverage.merged(lane.work.speech)) for lane in lanes])
+
+
+def _apart(heard: Iterable[tuple[Heard, ...]], count: int) -> list[Iterator[Heard]]:
+    """Return a stream of blocks for each channel; a block is let go of by all once its channel has taken it."""
+    source, waiting = iter(heard), [deque[Heard]() for _ in range(count)]
+
+    def fill() -> None:
+        for line, block in zip(waiting, next(source, ()), strict=False):
+            line.append(block)
+
+    def blocks(line: deque[Heard]) -> Iterator[Heard]:
+        while True:
+            if not line:
+                fill()
+            if not line:
+                return
+            yield line.popleft()
+
+    return [blocks(line) for line in waiting]
 
 
 def _detector(decoding: Decoding) -> vad.Detector:

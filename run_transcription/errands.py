@@ -101,7 +101,7 @@ class Errand:
         with shift.lock:
             shift.open += 1
         self.folder = shift.folder / secrets.token_hex(8)
-        self.reader = ReadAhead(self._fetch, shift.heart.beat, lambda: self.decoding.channels)
+        self.reader = ReadAhead(self._fetch, shift.heart.beat, lambda: self.decoding)
 
     @property
     def known_job(self) -> Job:
@@ -192,7 +192,8 @@ class Errand:
         if formats := given.pop("formats", ""):
             self.formats = tuple(dict.fromkeys(("json", *(name.strip() for name in formats.split(",")))))
         try:
-            self.decoding = decoding_table.with_given(desk.decoding, tuple(given.items()))
+            decoding = decoding_table.with_given(desk.decoding, tuple(given.items()))
+            self.decoding = combinations.fitted(decoding, {name.replace("-", "_") for name in given}, self.formats)
         except Rejected as refusal:
             self._refusal = refusal
         refused = upload.options if self._refusal else ()
@@ -205,5 +206,4 @@ class Errand:
             raise self._refusal
         if unknown := [name for name in self.formats if name not in writers.FORMATS]:
             raise Rejected("unsupported_option", f"there is no format {unknown[0]!r:.40}")
-        combinations.refuse_unused(self.decoding, self.formats)
         self.decoding = self.shift.desk.handle.engine.check(self.decoding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,12 +37,14 @@ from run_transcription.records import (
     Result,
     Row,
     StoredFile,
+    Transcript,
 )
 from run_transcription.timeline import Timeline
 
 if TYPE_CHECKING:
     from run_transcription.channels import Recording
     from run_transcription.direct_transcribe import AfterBatch
+    from run_transcription.hearing import Heard
 
 STANDARD_OUTPUT = "-"
 
@@ -77,7 +79,8 @@ def transcribe_file(
             if progress is not None:
                 progress(advance.seconds, reader.duration_hint)
 
-        return transcribe_recording(reader, Task(job, handle, decoding), report)
+        heard = direct_transcribe.listen(reader.blocks(), decoding, reader.kept)
+        return transcribe_recording(reader, heard, Task(job, handle, decoding), report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +93,16 @@ class Task:
 
 
 def transcribe_recording(
-    reader: Recording, task: Task, after_batch: AfterBatch, finished: Mapping[Chunk, Row] | None = None
+    reader: Recording,
+    heard: Iterable[tuple[Heard, ...]],
+    task: Task,
+    after_batch: AfterBatch,
+    finished: Mapping[Chunk, Row] | None = None,
 ) -> Result:
-    """Transcribe a recording as it is decoded; both functions are as in direct_transcribe. Raises Rejected."""
+    """Transcribe what is heard of a recording; all but the first are as in direct_transcribe. Raises Rejected."""
     began = time.perf_counter()
     engine, decoding = task.handle.engine, task.decoding
-    transcript, timing = direct_transcribe.transcribe(
-        reader.blocks(), engine, decoding, after_batch, finished, kept=reader.kept
-    )
+    transcript, timing = direct_transcribe.decode(heard, engine, decoding, after_batch, finished, kept=reader.kept)
     timing = replace(timing, decode=reader.seconds, wall=time.perf_counter() - began)
     return Result("COMPLETED", task.job, decoding, engine.facts, task.handle.load, transcript, reader.facts, timing)
 
@@ -245,13 +250,21 @@ def _print(
 
 
 def _summary(result: Result) -> str:
-    """Say in one line what a finished recording gave and cost."""
+    """Say in one line what a finished recording gave and cost, and what is doubtful in it."""
     assert result.transcript is not None  # noqa: S101 - COMPLETED has one
     seconds, timing = result.transcript.duration, result.timing
     stages = ", ".join(f"{name} {getattr(timing, name):.2f}" for name in ("decode", "features", "encode", "generate"))
     where = ", ".join(options.one_line(file.address) for file in result.files.values())
     line = f"{seconds:.1f} s in {timing.wall:.2f} s (RTFx {seconds / timing.wall:.1f}; {stages})"
-    return f"{line} → {where}" if where else line
+    return (f"{line} → {where}" if where else line) + _doubts(result.transcript)
+
+
+def _doubts(transcript: Transcript) -> str:
+    """Say why a person should look at a text, or that there is none."""
+    if not transcript.segments and transcript.quality.coverage is None:
+        return "; no speech was found"
+    reasons = ", ".join(reason.replace("_", " ") for reason in transcript.quality.reasons)
+    return f"; a person should look: {reasons}" if reasons else ""
 
 
 def _all_refused(jobs: Sequence[Job]) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
-from run_transcription import options, results, stacks, storage
+from run_transcription import aws, options, results, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 
@@ -16,7 +18,14 @@ from run_transcription.errors import TranscriptionError
     show_default="the stack's own",
     help="Bucket that the recording lies in.",
 )
-@click.option("-o", "--output-dir", "output", metavar="s3://BUCKET/PREFIX", help="The worker's -o, if it has one.")
+@click.option(
+    "-o",
+    "--output-dir",
+    "output",
+    metavar="s3://BUCKET/PREFIX",
+    show_default="the bucket, or the stack's own where it is attached",
+    help="The worker's -o, if it has one.",
+)
 @click.option("--all", "every", is_flag=True, help="Show every result and failure, the newest last.")
 @stacks.stack_option
 @stacks.region_option
@@ -25,21 +34,40 @@ def find_results(  # noqa: PLR0913 - one parameter for each option
 ) -> None:
     """Show what workers have made of a recording.
 
-    That is what became of the newest version of the recording KEY. Prints a line for each: status, version, when it
-    was written, and the address of its json. The exit status is 1 where the newest version has no result yet.
+    That is what became of the newest version of the recording KEY, for which its s3:// address may stand too. Prints a
+    line for each: status, version, when it was written, the address of its json, and why it failed. The exit status is
+    1 where the newest version has no result yet.
 
     \b
     Examples:
       run-transcription results uploads/talk.mp3
-      run-transcription results calls/a.mp3 --bucket my-calls -o s3://the-stacks-bucket
+      run-transcription results s3://my-calls/calls/a.mp3
     """
-    if bucket is None:
-        bucket = stacks.find(name, stacks.require_region(region)).bucket
-    root = f"{storage.SCHEME}{bucket}"
-    found = results.found(output or root, key)
-    newest = results.newest(found, storage.version(f"{root}/{key}"))
+    if storage.is_s3(key):
+        bucket, key = storage.split_object(key)
+    elif bucket is None:
+        bucket = stacks.find(name, aws.require_region(region)).bucket
+        output = output or f"{storage.SCHEME}{bucket}"
+    recording = f"{storage.SCHEME}{bucket}/{key}"
+    output = output or _output_of(bucket, name, region)
+    # results lie by their key alone, and a bucket that is attached too may have the same
+    found = [each for each in results.found(output, key) if each.recording == recording]
+    version = storage.version(recording)
+    newest = results.newest(found, version)
     for one in found if every else newest:
-        click.echo(options.one_line(f"{one.status} {one.version} {one.written} {one.address}"))
+        why = f" {one.error}" if one.error else ""
+        click.echo(options.one_line(f"{one.status} {one.version} {one.written} {one.address}{why}"))
+    if not found and version is None:
+        raise TranscriptionError(f"there is no {recording}, and no result of it: give a key as submit prints it")
     if not newest and not (every and found):
-        hint = "" if every else " (--all shows those of older versions)"
-        raise TranscriptionError(f"{root}/{key} has no result yet, or is gone{hint}")
+        older = ": --all shows those of older versions" if found else f" in {output}"
+        raise TranscriptionError(f"{recording} has no result yet{older}")
+
+
+def _output_of(bucket: str, name: str, region: str | None) -> str:
+    """Return where a bucket's results lie: of one that is attached to the stack in the stack's own, else in itself."""
+    own = bucket
+    with contextlib.suppress(TranscriptionError):  # a bucket that was made by hand has no stack
+        stack = stacks.find(name, aws.require_region(region))
+        own = stack.bucket if bucket in stack.attached else bucket
+    return f"{storage.SCHEME}{own}"

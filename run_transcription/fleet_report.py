@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 COUNTED = ("finished", "failed", "audio_seconds", "busy", "self_test_failures")  # the template's metric filters
 SINCE = timedelta(hours=1)
+MONTH = timedelta(days=30)
 MOST_ACTIVITIES = 50
 ALARM_NAME = re.compile(r"([A-Za-z]+)-[A-Za-z0-9]+")  # after the stack's: CloudFormation adds letters of chance
 
@@ -77,6 +78,7 @@ class Report:
     audio_seconds: float = 0.0
     busy: float = 0.0  # seconds of the model
     self_test_failures: float = 0.0
+    month_hours: float = 0.0  # of all instances in the last 30 days, those that have ended too
     warnings: tuple[str, ...] = ()
 
     @property
@@ -113,6 +115,7 @@ def make(stack: Stack, now: datetime) -> Report:
         instances=instances,
         failed_launches=_failed_launches(stack),
         **_counts(stack, now),
+        month_hours=_month_hours(stack, now),
         warnings=unread + unpriced,
     )
 
@@ -226,3 +229,18 @@ def _counts(stack: Stack, now: datetime) -> dict[str, float]:
             MetricDataQueries=queries, StartTime=now - SINCE, EndTime=now
         )["MetricDataResults"]
     return {each["Id"]: sum(each["Values"]) for each in found}
+
+
+def _month_hours(stack: Stack, now: datetime) -> float:
+    """Return the hours of all instances in service, as the group has counted them, which it does once a minute."""
+    metric = {
+        "Namespace": "AWS/AutoScaling",
+        "MetricName": "GroupInServiceInstances",
+        "Dimensions": [{"Name": "AutoScalingGroupName", "Value": stack.group}],
+    }
+    query = {"Id": "counted", "MetricStat": {"Metric": metric, "Period": 3600, "Stat": "Sum"}}
+    with aws.plainly("read the metrics of the group"):
+        found = aws.client("cloudwatch", stack.region).get_metric_data(
+            MetricDataQueries=[query], StartTime=now - MONTH, EndTime=now
+        )["MetricDataResults"]
+    return float(sum(value for each in found for value in each["Values"])) / 60

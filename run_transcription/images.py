@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from run_transcription import aws
@@ -22,6 +22,14 @@ TAG_LENGTH = 256  # characters that EC2 takes
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where an instance may stand: in a zone's default subnet, or in another one of it."""
+
+    zone: str
+    subnet: str = ""  # "": the default one
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
     """A machine image of this account, or the one that ours stand on."""
 
@@ -33,20 +41,10 @@ class Image:
     snapshots: tuple[str, ...]
     imds: str  # v2.0: its instances answer only to who asks with a token
 
-
-def require_region(wanted: str | None) -> str:
-    """Return the region to work in; raises TranscriptionError where there is none, or none of that name."""
-    import boto3
-
-    with aws.plainly("find the region"):
-        session = boto3.Session()
-        region = wanted or session.region_name
-        known = {name for partition in session.get_available_partitions() for name in _regions(session, partition)}
-    if region is None:
-        raise TranscriptionError("no region is set: give --region, or set AWS_DEFAULT_REGION")
-    if region not in known:
-        raise TranscriptionError(f"--region {region}: AWS has no region of that name")
-    return region
+    @property
+    def finished(self) -> bool:
+        """Whether a bake has proved it and marked it as such."""
+        return STATE in self.tags
 
 
 def require_credentials() -> None:
@@ -81,9 +79,10 @@ def base(region: str, image_id: str, name: str) -> Image:
 
 
 def reusable(region: str, layer: str) -> Image | None:
-    """Return the newest image of ours whose packages were installed from the same locks, if there is one."""
+    """Return the newest finished image of ours whose packages came from the same locks, if there is one."""
     filters = [{"Name": f"tag:{LAYER}", "Values": [layer]}, {"Name": "state", "Values": ["available"]}]
-    return max(_images(region, Owners=["self"], Filters=filters), key=lambda image: image.created, default=None)
+    found = [image for image in _images(region, Owners=["self"], Filters=filters) if image.finished]
+    return max(found, key=lambda image: image.created, default=None)
 
 
 def ours(region: str) -> list[Image]:
@@ -100,14 +99,34 @@ def one(region: str, image_id: str) -> Image:
     return found
 
 
-def zones(region: str) -> list[str]:
-    """Return the zones of a region that are open to this account; raises TranscriptionError where there is none."""
-    with aws.plainly(f"list the zones of {region}"):
-        filters = [{"Name": "state", "Values": ["available"]}, {"Name": "zone-type", "Values": ["availability-zone"]}]
-        found = aws.client("ec2", region).describe_availability_zones(Filters=filters)["AvailabilityZones"]
-    if not found:
-        raise TranscriptionError(f"{region} has no zone that is open to this account")
-    return sorted(zone["ZoneName"] for zone in found)
+def check_places(region: str | None, zones: Sequence[str], subnets: Sequence[str]) -> None:
+    """Raise TranscriptionError for zones and subnets that can't be meant; asks nobody."""
+    if zones and subnets:
+        raise TranscriptionError("--zone and --subnet: a subnet is in one zone already, so give one of the two")
+    for zone in zones if region else ():
+        if not zone[-1:].isalpha() or not zone.startswith(str(region)):
+            raise TranscriptionError(f"--zone {zone}: it is none of {region}, as {region}a is")
+
+
+def places(region: str, zones: Sequence[str], subnets: Sequence[str]) -> list[Place]:
+    """Return where to look for an instance: the subnets given, or the zones given, or all that have a default subnet.
+
+    Raises TranscriptionError where there is no such place.
+    """
+    check_places(region, zones, subnets)
+    wanted = {"SubnetIds": list(subnets)} if subnets else {"Filters": [{"Name": "default-for-az", "Values": ["true"]}]}
+    with aws.plainly(f"look for subnets in {region}"):
+        pages = aws.client("ec2", region).get_paginator("describe_subnets").paginate(**wanted)
+        zone_of = {each["SubnetId"]: each["AvailabilityZone"] for page in pages for each in page["Subnets"]}
+    if subnets:
+        return [Place(zone_of[subnet], subnet) for subnet in subnets]
+    usual = sorted(zone_of.values())
+    if not usual:
+        raise TranscriptionError(f"this account has no default network in {region}: name a subnet with --subnet")
+    for zone in zones:
+        if zone not in usual:
+            raise TranscriptionError(f"--zone {zone}: only {', '.join(usual)} have a default subnet; see --subnet")
+    return [Place(zone) for zone in zones or usual]
 
 
 def complete(region: str, image_id: str, tags: Mapping[str, str], *, imds: bool) -> None:
@@ -148,8 +167,3 @@ def _images(region: str, **wanted: object) -> Iterator[Image]:
                     snapshots=tuple(ebs["SnapshotId"] for ebs in mappings if "SnapshotId" in ebs),
                     imds=found.get("ImdsSupport", ""),
                 )
-
-
-def _regions(session: object, partition: str) -> list[str]:
-    names: list[str] = session.get_available_regions("ec2", partition_name=partition)  # type: ignore[attr-defined]
-    return names

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NOTICE_SECONDS = 5.0  # between two looks for notices
 IMAGE_SECONDS = 300.0  # between two looks for a newer image
 GUARD_SECONDS = 0.25
+TELLING_SECONDS = 1.0  # that the service manager may take to hear a state
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ def tell_systemd(state: str) -> None:
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+            manager.settimeout(TELLING_SECONDS)  # one that does not listen must not hold up the end
             manager.connect("\0" + address[1:] if address[0] == "@" else address)
             manager.send(state.encode())
     except OSError as error:

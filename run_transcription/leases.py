@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 VISIBILITY_SECONDS = 300.0  # how long a message stays hidden once its worker has died
-LONGEST_SECONDS = 11.5 * 3600  # SQS hides a message for 12 h at most, counted from its receipt
+LONGEST_SECONDS = 11.5 * 3600  # SQS hides a message for 12 h at most, counted from its receipt …
+LONGEST_VISIBILITY_SECONDS = 1800.0  # … so the last renewal may ask for no more than what is left of them
 ENDING_SECONDS = 5.0  # that a renewal under way may take
 STALL_SECONDS = 900.0  # without any progress the work hangs
 
@@ -151,5 +152,10 @@ class Keeper:
             with self._lock:
                 held = tuple(self._leases)
             for lease in held:
-                if time.monotonic() - lease.taken < LONGEST_SECONDS:
+                if self._holds(lease) and time.monotonic() - lease.taken < LONGEST_SECONDS:
                     lease.renew()
+
+    def _holds(self, lease: Lease) -> bool:
+        """Tell whether a lease is still held: others were renewed meanwhile."""
+        with self._lock:
+            return lease in self._leases

@@ -24,28 +24,40 @@ def attach(bucket: str, prefix: str, stack: Stack) -> None:
     _replace(bucket, stack, [ours])
 
 
-def detach(bucket: str, stack: Stack) -> None:
-    """Take our notification away from a bucket; raises TranscriptionError."""
-    _replace(bucket, stack, [])
+def detach(bucket: str, stack: Stack) -> bool:
+    """Take our notification away from a bucket, and tell whether there was one; raises TranscriptionError."""
+    return _replace(bucket, stack, [])
 
 
-def is_attached(bucket: str, stack: Stack) -> bool:
-    """Tell whether a bucket announces anything to the stack's live queue; raises TranscriptionError."""
+def prefix_of(bucket: str, stack: Stack) -> str | None:
+    """Return the prefix of what a bucket announces to the stack's live queue, None where it announces nothing.
+
+    Raises TranscriptionError.
+    """
     with aws.plainly(f"read the notifications of {bucket}"):
-        found = aws.s3().get_bucket_notification_configuration(Bucket=bucket).get("QueueConfigurations", ())
-    return any(each["QueueArn"] == stack.live_arn for each in found)
+        found: Any = aws.s3().get_bucket_notification_configuration(Bucket=bucket).get("QueueConfigurations", ())
+    for each in found:
+        if each["QueueArn"] == stack.live_arn:
+            rules = each.get("Filter", {}).get("Key", {}).get("FilterRules", ())
+            return next((str(rule["Value"]) for rule in rules if rule["Name"].lower() == "prefix"), "")
+    return None
 
 
-def _replace(bucket: str, stack: Stack, ours: list[Any]) -> None:
-    """Write all notifications of a bucket, since S3 knows no single ones: those of others as they were read."""
+def _replace(bucket: str, stack: Stack, ours: list[Any]) -> bool:
+    """Write all notifications of a bucket, since S3 knows no single ones: those of others as they were read.
+
+    Returns whether that changed anything.
+    """
     with aws.plainly(f"change the notifications of {bucket}"):
         found: Any = dict(aws.s3().get_bucket_notification_configuration(Bucket=bucket))
         found.pop("ResponseMetadata", None)
         before = found.get("QueueConfigurations", [])
         others = [each for each in before if _queue_of(each["QueueArn"]) != _queue_of(stack.live_arn)]
-        if [*others, *ours] != before:
-            found["QueueConfigurations"] = [*others, *ours]
-            aws.s3().put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration=found)
+        if [*others, *ours] == before:
+            return False
+        found["QueueConfigurations"] = [*others, *ours]
+        aws.s3().put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration=found)
+        return True
 
 
 def _queue_of(arn: str) -> str:

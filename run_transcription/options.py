@@ -176,7 +176,10 @@ def given_options(function: Function) -> Function:
         others = {name: value for name, value in named.items() if name not in table}
         return function(*positional, given=asked.from_job(chosen), **others)
 
-    return _with(with_given, [add for _, add in table.values()])
+    decorated = _with(with_given, [add for _, add in table.values()])
+    for option in decorated.__click_params__:  # type: ignore[attr-defined]
+        option.show_default = False  # what is left out is the worker's choice
+    return decorated
 
 
 def format_option(

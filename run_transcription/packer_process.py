@@ -45,6 +45,18 @@ CAPACITY = re.compile(
 )
 
 
+# what variables.pkr.hcl says of a wrong value, and what packer says of one of another type
+RULE = re.compile(r"The (\w+) must .*?\.(?= This was checked)|The value for (\w+) is not compatible with .*?\.(?= |$)")
+
+
+class WrongVariable(TranscriptionError):
+    """A variable that its rule refuses; the message is the rule's."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """How long a run may take, and who is told of its steps."""
@@ -107,7 +119,7 @@ def find() -> Packer:
     path = shutil.which(wanted)
     if path is None:
         raise TranscriptionError(
-            f"{wanted} is not here: install it (`make tools` on Debian), or set PACKER to its path"
+            f"{wanted} is not here: install it (`make tools`, where the system has it), or set PACKER to its path"
         )
     try:
         asked = subprocess.run(
@@ -131,7 +143,7 @@ def find() -> Packer:
 
 
 def validate(packer: Packer, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Let packer look at templates and variables; raises TranscriptionError with what it finds wrong."""
+    """Let packer look at templates and variables; raises WrongVariable, or TranscriptionError with all that it says."""
     commands = [["init", arguments[-1]]] if packer.modern else []
     for command in [*commands, ["validate", *arguments]]:
         done = subprocess.run(
@@ -139,6 +151,8 @@ def validate(packer: Packer, arguments: Sequence[str], environment: Mapping[str,
         )
         if done.returncode:
             said = " ".join((done.stdout + done.stderr).split())
+            if broken := RULE.search(said):
+                raise WrongVariable(broken[1] or broken[2], broken[0])
             raise TranscriptionError(f"packer {command[0]} fails: {said}")
 
 

@@ -2,8 +2,8 @@
 
     intake ──────► read ahead ────────► main ────────────► outlet
     receives       HEAD, download,      the model,         side files, json,
-    one message    decode, for two      one recording      message deleted,
-    at a time      recordings ahead     at a time          journal and notice
+    one message    decode, listen, for  one recording      message deleted,
+    at a time      two ahead            at a time          journal and notice
 
     leases renews all messages that any of them holds; notices and guard watch over the end.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,23 @@ BUILDERS = {
     "cpu": ("m7i.xlarge", "m6i.xlarge", "m5.xlarge", "m6a.xlarge"),
     "gpu": ("g6.xlarge", "g5.xlarge", "g4dn.xlarge"),
 }
-OURS = ("hf_token", "parts", "output", "tags", "instance_types", "source_image_id")  # not for --var
+# how variables are given that have a way of their own; --var is for the others
+OWN_WAYS = {
+    "region": "--region",
+    "ami_name": "--name",
+    "model": "--model",
+    "model_revision": "--revision",
+    "dtype": "--dtype",
+    "instance_types": "--instance-type",
+    "spot": "--spot or --on-demand",
+    "zone": "--zone",
+    "subnet_id": "--subnet",
+    "hf_token": "HF_TOKEN",
+    "ec2_endpoint": "AWS_ENDPOINT_URL_EC2",
+    "base_image_id": bake_parts.RELEASE,
+    "base_image_name": bake_parts.RELEASE,
+}
+OURS = ("parts", "output", "tags", "source_image_id")  # which only a bake itself can know
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Variables = dict[str, Any]  # by name, as packer's are: of any type that JSON has
@@ -36,6 +52,7 @@ class Recipe:
     spot: bool
     region: str | None
     zone: tuple[str, ...]
+    subnet: tuple[str, ...]
     name: str | None
     reuse: bool
     minutes: float
@@ -48,11 +65,23 @@ class Recipe:
         return self.instance_type or BUILDERS[self.builder]
 
 
+def check(recipe: Recipe, region: str | None) -> None:
+    """Raise TranscriptionError for what can't be meant, before anybody is asked; the region may not be known yet."""
+    images.check_places(region, recipe.zone, recipe.subnet)
+    _model(recipe, bake_parts.pins(recipe.templates))
+    _given(recipe)
+
+
+def way_of(variable: str) -> str:
+    """Return how a variable of packer is given, as a person types it."""
+    return OWN_WAYS.get(variable, f"--var {variable}")
+
+
 def variables(recipe: Recipe, region: str, base: images.Image) -> Variables:
     """Return packer's variables for a recipe; those of one attempt come from `placements`."""
     pins = bake_parts.pins(recipe.templates)
     model, revision = _model(recipe, pins)
-    given = _given(recipe.var)
+    given = _given(recipe)
     commit = bake_parts.commit()
     torch_source, state_gigabytes = given.get("torch_source", "lock"), given.get("state_volume_gigabytes", "0")
     moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
@@ -80,11 +109,11 @@ def variables(recipe: Recipe, region: str, base: images.Image) -> Variables:
     }
 
 
-def placements(recipe: Recipe, zones: list[str]) -> Iterator[Variables]:
-    """Yield types and zone of each attempt: a spot request names all types at once, an instance has one."""
-    for zone in zones:
+def placements(recipe: Recipe, places: Iterable[images.Place]) -> Iterator[Variables]:
+    """Yield types and place of each attempt: a spot request names all types at once, an instance has one."""
+    for place in places:
         for types in [recipe.types] if recipe.spot else [(each,) for each in recipe.types]:
-            yield {"instance_types": list(types), "zone": zone}
+            yield {"instance_types": list(types), "zone": place.zone, "subnet_id": place.subnet}
 
 
 def write(path: Path, values: Variables) -> None:
@@ -101,19 +130,24 @@ def _model(recipe: Recipe, pins: dict[str, str]) -> tuple[str, str]:
     model = recipe.model or pins["model"]
     revision = recipe.revision or (pins["model_revision"] if model == pins["model"] else "")
     if not COMMIT.fullmatch(revision):
-        raise TranscriptionError(
-            f"--revision: {model} wants a commit of 40 hex digits, which {revision or 'none'} is not"
-        )
+        problem = f"which {revision} is not" if revision else "and none is given"
+        raise TranscriptionError(f"--revision: {model} wants a commit of 40 hex digits, {problem}")
     return model, revision
 
 
-def _given(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Return what --var names."""
-    found = dict(pair.partition("=")[::2] for pair in pairs)
-    for name in found:
-        if name in OURS or not re.fullmatch(r"[a-z_0-9]+", name):
-            advice = "set HF_TOKEN instead" if name == "hf_token" else "it is no variable to give"
-            raise TranscriptionError(f"--var {name}: {advice}")
+def _given(recipe: Recipe) -> dict[str, str]:
+    """Return what --var names; packer itself would pass over a variable that there is not."""
+    free = bake_parts.variable_names(recipe.templates) - OWN_WAYS.keys() - set(OURS)
+    found = {}
+    for pair in recipe.var:
+        name, equals, value = pair.partition("=")
+        if name in OWN_WAYS:
+            raise TranscriptionError(f"--var {name}: use {OWN_WAYS[name]} instead")
+        if name not in free:
+            raise TranscriptionError(f"--var {name}: it is none of {', '.join(sorted(free))}")
+        if not equals:
+            raise TranscriptionError(f"--var {name}: give it a value, as {name}=VALUE")
+        found[name] = value
     if not found.get("state_volume_gigabytes", "0").isdigit():
         raise TranscriptionError("--var state_volume_gigabytes: give a whole number")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -175,10 +175,12 @@ class Engine(Protocol):
     def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         """Decode windows (each float32 [samples], at most 30 s): a row for each, in order. May raise OutOfMemory."""
 
-    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
-        """Decode float32 [samples] of any length by its library's long form: a row for each segment.
+    def transcribe_sequentially(
+        self, samples: Samples, decoding: Decoding, reached: Callable[[float], None]
+    ) -> tuple[tuple[Chunk, ...], Batch]:
+        """Decode float32 [samples] of any length by its library's long form: the segments' chunks, and their rows.
 
-        May raise OutOfMemory.
+        `reached` is told on the way how many seconds are done. May raise OutOfMemory.
         """
 
 

@@ -30,6 +30,7 @@ class Found:
     sequencer: str | None
     error: str | None  # None: transcribed
     given: Given = ()  # what was asked for with the recording
+    recording: str = ""  # the address of what it is about
 
 
 def documents(output: str, key: str) -> Iterator[str]:
@@ -49,7 +50,8 @@ def read(address: str, written: str = "") -> Found:
         about, error = document["input"], document["error"]
         said = f"{error['code']}: {error['message']}" if error else None
         given = tuple(sorted(about.get("options", {}).items()))
-        return Found(address, written, document["status"], about["version"], about["sequencer"], said, given)
+        facts = document["status"], about["version"], about["sequencer"]
+        return Found(address, written, *facts, said, given, about["recording"])
     except (ValueError, TypeError, KeyError) as error:
         raise TranscriptionError(f"{address} is no result: {error!r}") from error
 

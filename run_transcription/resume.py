@@ -25,8 +25,9 @@ class Progress:
         """Go on from what an earlier try has left at an address."""
         self.address = address
         self.before = before
-        self._seconds, self._rows = before.seconds, dict(before.rows)
-        self._saved = len(self._rows)  # rows
+        self._seconds, self._rows = before.seconds, dict(before.rows)  # those that are not written yet
+        self._written: dict[Chunk, str] = {}  # the others: a row is written once, however often all are stored
+        self._saved = len(self._rows)
         self._lock = threading.Lock()
 
     @property
@@ -43,16 +44,19 @@ class Progress:
         """Take in what a batch added."""
         with self._lock:
             self._seconds = max(self._seconds, advance.seconds)
-            self._rows.update(advance.rows)
+            self._rows |= {chunk: row for chunk, row in advance.rows if chunk not in self._written}
 
     def save(self) -> None:
         """Store the rows, if there are new ones; a failure costs time on the next try, so it is only said."""
         with self._lock:
-            now, count = Advance(self._seconds, tuple(self._rows.items())), len(self._rows)
+            for chunk, row in self._rows.items():
+                self._written[chunk] = json.dumps([dataclasses.asdict(chunk), dataclasses.asdict(row)])
+            self._rows, count = {}, len(self._written)
             if count == self._saved:
                 return
             try:
-                storage.store(self.address, json.dumps(dataclasses.asdict(now)).encode())
+                text = f'{{"seconds": {json.dumps(self._seconds)}, "rows": [{", ".join(self._written.values())}]}}'
+                storage.store(self.address, text.encode())
             except TranscriptionError as error:
                 log.warning("%s", error)
             else:

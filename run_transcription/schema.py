@@ -42,6 +42,10 @@ LIMITS: dict[str, Schema] = {
     "coverage": {"description": "share of the speech found that has text; null where no speech was found"},
     "uncovered": {"description": "speech found that has no text"},
     "reasons": {"description": "for a review; the last four: what a window failed by at every temperature"},
+    "reduced_batch_size": {
+        "minimum": 1,
+        "description": "windows decoded at a time, where memory had no room for `batch_size` of them",
+    },
     "retried_rows": {"minimum": 0, "description": "windows that were decoded more than once"},
     "no_speech_prob": SHARE,
     "compression_ratio": {"minimum": 0},
@@ -60,23 +64,7 @@ def schema() -> Schema:
         "schema_version": {"const": SCHEMA_VERSION},
         "status": {"enum": [status for status in get_args(Status) if status in ("COMPLETED", "FAILED")]},
         **transcript,
-        "input": _object(
-            {
-                "recording": {"type": "string", "description": "path or s3://bucket/key"},
-                "version_id": _nullable({"type": "string"}),
-                "version": _nullable(
-                    {"type": "string", "description": "version id, or eTag in a bucket without versions"}
-                ),
-                "sequencer": _nullable({"type": "string", "description": "S3's: the later of two has the greater"}),
-                "identity": _nullable({"type": "string"}),
-                "options": {
-                    "type": "object",
-                    "additionalProperties": {"type": "string"},
-                    "description": "what was asked for with this recording, by the names of the command line",
-                },
-                "audio": _nullable(_record(AudioFacts)),
-            }
-        ),
+        "input": _input(),
         "model": _record(ModelFacts),
         "load": _record(LoadReport),
         "timing": _object(
@@ -100,6 +88,24 @@ def schema() -> Schema:
 
 
 _ALWAYS = ("task", "duration", "text", "segments", "quality")  # the language is null where nothing was said
+
+
+def _input() -> Schema:
+    return _object(
+        {
+            "recording": {"type": "string", "description": "path or s3://bucket/key"},
+            "version_id": _nullable({"type": "string"}),
+            "version": _nullable({"type": "string", "description": "version id, or eTag in a bucket without versions"}),
+            "sequencer": _nullable({"type": "string", "description": "S3's: the later of two has the greater"}),
+            "identity": _nullable({"type": "string"}),
+            "options": {
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+                "description": "what was asked for with this recording, by the names of the command line",
+            },
+            "audio": _nullable(_record(AudioFacts)),
+        }
+    )
 
 
 def _transcript_fields() -> dict[str, Schema]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from run_transcription.tokens import TimedWord
 
 APART = 1.0  # seconds: word times inside a segment are a guess, but no worse than this
-AROUND = 1.0  # seconds on both sides of a seam in which all words have to agree
+AROUND = 1.0  # seconds on both sides of a seam in which all words have to agree; fewer where the overlap is short
 EDGE = 0.25  # seconds at both ends of an overlap in which a word may be cut off
 STEP = 0.25  # seconds between places that are looked at
 
@@ -52,7 +52,8 @@ def join(left: Segments, right: Segments, overlap: Span, tokenizer: Tokenizer) -
     """
     ours, theirs = _places(left, tokenizer), _places(right, tokenizer)
     pairs = _pairs(ours, theirs, overlap)
-    seam = next((time for time in _times(overlap) if _agree(ours, theirs, pairs, time)), None)
+    around = min(AROUND, (overlap.end - overlap.start) / 2 - EDGE)
+    seam = next((time for time in _times(overlap, around) if _agree((ours, theirs), pairs, time, around)), None)
     middle = (overlap.start + overlap.end) / 2
     if not pairs:
         last, first = (sum(place.word.middle < middle for place in side) for side in (ours, theirs))
@@ -88,10 +89,12 @@ def _kept(segments: Segments, places: Sequence[_Place], tokenizer: Tokenizer) ->
     return tuple(tokens.part(segments[run[0].segment], [each.word for each in run], tokenizer) for run in runs)
 
 
-def _times(overlap: Span) -> list[float]:
-    """Return where a seam may be, the middle first."""
+def _times(overlap: Span, around: float) -> list[float]:
+    """Return where a seam may be, the middle first; nowhere in an overlap that holds hardly a word."""
+    if around < EDGE:
+        return []
     middle = (overlap.start + overlap.end) / 2
-    steps = int(max(0.0, (overlap.end - overlap.start) / 2 - EDGE - AROUND / 2) / STEP)
+    steps = int(max(0.0, (overlap.end - overlap.start) / 2 - EDGE - around / 2) / STEP)
     return sorted((middle + step * STEP for step in range(-steps, steps + 1)), key=lambda time: abs(time - middle))
 
 
@@ -129,14 +132,16 @@ def _anchor(
     return min(best, key=lambda pair: abs(_time(ours, theirs, pair) - middle))
 
 
-def _agree(ours: Sequence[_Place], theirs: Sequence[_Place], pairs: Sequence[tuple[int, int]], time: float) -> bool:
+def _agree(
+    both: tuple[Sequence[_Place], Sequence[_Place]], pairs: Sequence[tuple[int, int]], time: float, around: float
+) -> bool:
     """Tell whether around a time each word of one side is one of the other, and next to it the same words follow."""
-    sides = [{i for i, place in enumerate(side) if abs(place.word.middle - time) <= AROUND} for side in (ours, theirs)]
+    sides = [{i for i, place in enumerate(side) if abs(place.word.middle - time) <= around} for side in both]
     paired = [{pair[side] for pair in pairs} for side in (0, 1)]
     if not (sides[0] <= paired[0] and sides[1] <= paired[1]):
         return False
-    around = [pair for pair in pairs if pair[0] in sides[0] or pair[1] in sides[1]]
-    return all(b[0] - a[0] == 1 and b[1] - a[1] == 1 for a, b in pairwise(around))
+    near = [pair for pair in pairs if pair[0] in sides[0] or pair[1] in sides[1]]
+    return all(b[0] - a[0] == 1 and b[1] - a[1] == 1 for a, b in pairwise(near))
 
 
 def _in_order(left: Segments, right: Segments) -> tuple[Segments, Segments]:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 LONGEST_PAUSE = 30.0  # seconds between two recordings while every one fails
 STORING_SECONDS = 2.0  # kept for the upload of a result before a deadline
 SAVING_SECONDS = 5.0  # that an abandoned job's progress may take to be stored, and as long its messages
+LETTING_GO_SECONDS = 3.0  # that the group may take, behind them, to hear that its instance holds nothing
 SAVING_SHARE = 0.05  # of the time may go into saving progress
-SAVING_GUESS = 0.25  # seconds that the first saving of a job takes
+SAVING_GUESS = 0.1  # seconds that the first saving of a job takes
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ def serve(shift: Shift, outlet: Outlet, errand: Errand) -> bool:
             errand.reader.wait()
             outlet.wait_for(errand)
             task = fast_transcribe.Task(errand.known_job, shift.desk.handle, errand.decoding)
-            keep = Keeping(shift, errand).after_batch
-            result = fast_transcribe.transcribe_recording(errand.reader, task, keep, errand.progress.finished)
+            keep, heard = Keeping(shift, errand).after_batch, errand.reader.heard()
+            result = fast_transcribe.transcribe_recording(errand.reader, heard, task, keep, errand.progress.finished)
         except Rejected as rejection:
             result = fast_transcribe.failure(rejection, errand.known_job, shift.desk.handle, errand.decoding)
         errand.busy = time.perf_counter() - began
@@ -113,7 +114,7 @@ def examine(shift: Shift, golden: Golden | None) -> Golden:
             shift.heart.beat()
 
 
-def abandon(shift: Shift, keeper: Keeper, why: str, status: int) -> None:
+def abandon(shift: Shift, keeper: Keeper, let_go: Callable[[], object], why: str, status: int) -> None:
     """End this process at once, from whichever thread: save what is finished, and give all messages back."""
     log.warning("%s", options.one_line(why))
     shift.stop.ask(why, 0.0)
@@ -122,11 +123,12 @@ def abandon(shift: Shift, keeper: Keeper, why: str, status: int) -> None:
         log.info("broken off and given back: %s", options.one_line(errand.upload.address))
     shift.let_poll_end()
     _within(SAVING_SECONDS, lambda: shift.journal.count(given_back=keeper.release_all()))
-    leave(shift.folder, why, status)
+    leave(shift.folder, let_go, why, status)
 
 
-def leave(folder: Path, why: str, status: int) -> None:
-    """End this process without a word to the thread that does not listen."""
+def leave(folder: Path, let_go: Callable[[], object], why: str, status: int) -> None:
+    """End this process without a word to the thread that does not listen; `let_go` tells the group, if it can."""
+    _within(LETTING_GO_SECONDS, let_go)
     log.info("ended: %s", why)
     interruption.tell_systemd("STOPPING=1")
     shutil.rmtree(folder, ignore_errors=True)

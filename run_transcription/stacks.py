@@ -38,16 +38,6 @@ class Stack:
     attached: tuple[str, ...]
 
 
-def require_region(region: str | None) -> str:
-    """Return the region that is meant: the one given, else the configured one; raises TranscriptionError."""
-    import boto3
-
-    found = region or boto3.Session().region_name
-    if not found:
-        raise TranscriptionError("no region is given or configured: add --region, or set AWS_DEFAULT_REGION")
-    return str(found)
-
-
 def find(name: str, region: str) -> Stack:
     """Return a stack that is there and complete; raises TranscriptionError."""
     found = describe(name, region)

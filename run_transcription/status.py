@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from run_transcription import fleet_report, options, stacks
+from run_transcription import aws, fleet_report, options, stacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,13 +29,13 @@ def status(name: str, region: str | None, *, watch: bool, as_json: bool) -> None
     """Say how the stack is doing.
 
     Queues, alarms that stand, instances, their image, what they have done in the last hour, launches that failed in
-    EC2's own words, and what the instances that run have cost so far.
+    EC2's own words, hours and cost of the instances that are there, and the hours of all in the last 30 days.
 
     \b
     Example:
       run-transcription status --watch
     """
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     while True:
         report = fleet_report.make(stack, datetime.now(UTC))
         if as_json:
@@ -74,6 +74,7 @@ def lines(report: Report) -> Iterator[str]:
     for launch in report.failed_launches:
         yield f"no launch  {launch.at} {launch.reason}"
     cost = "unknown" if report.cost is None else f"${report.cost:.2f}"
-    yield f"so far     {report.hours:.1f} instance hours, {cost}"
+    yield f"so far     {report.hours:.1f} hours of these instances, {cost}"
+    yield f"30 days    {report.month_hours:.1f} instance hours in service, with those that have ended"
     for warning in report.warnings:
         yield f"warning    {warning}"

@@ -23,6 +23,16 @@ SCHEME = "s3://"
 IMAGE_HOME = Path("/opt/transcribe")
 CONFLICT_PAUSES = (0.1, 0.5, 2.0)  # seconds between tries while another writer holds the same key
 
+KINDS = {  # by what browsers go: a page of another type is saved and not shown
+    ".html": "text/html; charset=utf-8",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".srt": "application/x-subrip",
+    ".tsv": "text/tab-separated-values; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+    ".vtt": "text/vtt; charset=utf-8",
+}
+
 FORBIDDEN, CONFLICT, PRECONDITION_FAILED = 403, 409, 412
 
 log = logging.getLogger(__name__)
@@ -257,12 +267,13 @@ def _put_object(address: str, data: bytes, *, if_absent: bool) -> bool:
     from botocore.exceptions import ClientError
 
     bucket, key = split(address)
+    kind = KINDS.get(Path(key).suffix, "application/octet-stream")
     for pause in (*CONFLICT_PAUSES, None):
         try:
             if if_absent:
-                aws.s3().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+                aws.s3().put_object(Bucket=bucket, Key=key, Body=data, ContentType=kind, IfNoneMatch="*")
             else:
-                aws.s3().put_object(Bucket=bucket, Key=key, Body=data)
+                aws.s3().put_object(Bucket=bucket, Key=key, Body=data, ContentType=kind)
         except ClientError as error:
             if if_absent and aws.status_of(error) == PRECONDITION_FAILED:
                 return False

@@ -84,6 +84,7 @@ def submit(  # noqa: PLR0913 - one for each option
     parcels = pack(audio, prefix)
     sent = [_send_and_print(parcel, root, given) for parcel in parcels]
     if wait:
+        display.say(f"waiting for what a worker of the bucket writes below {output.rstrip('/')}/results/")
         failed = [outcome for outcome in wait_for(sent, output) if not _said_well(outcome)]
         if failed:
             raise TranscriptionError(f"{len(failed)} of {len(sent)} recordings could not be transcribed")

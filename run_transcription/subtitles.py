@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import re
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,16 +20,23 @@ PAUSE = 3.0  # seconds from one word to the next, over which lines are not joine
 
 
 def cues(segments: Sequence[Segment], decoding: Decoding) -> Iterator[Cue]:
-    """Yield the cues in order; `-->` in a text becomes `->`, since it would begin another one."""
-    for cue in _cues(segments, decoding):
+    """Yield the cues in order of time, those of each channel by themselves.
+
+    `-->` in a text becomes `->`, since it would begin another one.
+    """
+    channels: defaultdict[int | None, list[Segment]] = defaultdict(list)
+    for segment in segments:
+        channels[segment.channel].append(segment)
+    lines = [_cues(line, decoding) for line in channels.values()]
+    for cue in heapq.merge(*lines, key=lambda cue: cue.start):
         yield replace(cue, text=cue.text.replace("-->", "->"))
 
 
 def _cues(segments: Sequence[Segment], decoding: Decoding) -> Iterator[Cue]:
-    if not segments or not segments[0].words:
+    if not segments[0].words:
         yield from (Cue(segment.start, segment.end, segment.text.strip()) for segment in segments)
     elif decoding.captions:
-        yield from captions(segments)
+        yield from captions([word for segment in segments for word in segment.words])
     else:
         for words in _cut(segments, decoding):
             if decoding.highlight_words:

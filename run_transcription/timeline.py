@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from run_transcription.records import Batch, Chunk, Decoding, Engine, ModelFacts, ModelHandle, Row, Tokenizer
+from run_transcription.records import Batch, Chunk, Decoding, Engine, ModelFacts, ModelHandle, Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from run_transcription.records import Samples
 
@@ -86,9 +86,11 @@ class Watched:
         with self._timeline.stage("first call"):
             return self._engine.transcribe(windows, decoding)
 
-    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
+    def transcribe_sequentially(
+        self, samples: Samples, decoding: Decoding, reached: Callable[[float], None]
+    ) -> tuple[tuple[Chunk, ...], Batch]:
         """Do as the engine does."""
-        return self._engine.transcribe_sequentially(samples, decoding)
+        return self._engine.transcribe_sequentially(samples, decoding, reached)
 
 
 def process_start() -> float:

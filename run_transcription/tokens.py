@@ -104,12 +104,20 @@ def _grouped(tokens: Sequence[int], language: str | None, tokenizer: Tokenizer) 
     """Return the text of each word, and where its tokens begin and end."""
     found: list[tuple[str, int, int]] = []
     for text, first, last in _signs(tokens, tokenizer):
-        apart = text.startswith(" ") or (language in WITHOUT_SPACES and text not in CLOSING)
-        if found and not apart:
+        if found and not _apart(found[-1][0], text, language):
             found[-1] = (found[-1][0] + text, found[-1][1], last)
         else:
             found.append((text, first, last))
     return found
+
+
+def _apart(before: str, text: str, language: str | None) -> bool:
+    """Tell whether a sign begins a word: also without a space in some languages, but for what is Latin in them.
+
+    A translation from one of them is all Latin.
+    """
+    latin = before[-1:].isascii() and text[:1].isascii()
+    return text.startswith(" ") or (language in WITHOUT_SPACES and text not in CLOSING and not latin)
 
 
 def _signs(tokens: Sequence[int], tokenizer: Tokenizer) -> list[tuple[str, int, int]]:

@@ -46,8 +46,10 @@ class Ear:
         regions = Regions(self._threshold)
         for buffer, length in _gathered(self._blocks):
             start, self.samples = self.samples, self.samples + length
-            strips = buffer.reshape(-1, STRIP)[: -(-length // STRIP)]
-            found = self._detector(strips).reshape(-1)[: -(-length // FRAME)]
+            frames = -(-length // FRAME)
+            strip = min(frames * FRAME, STRIP)  # what is shorter than one costs less
+            strips = buffer[: -(-length // strip) * strip].reshape(-1, strip)
+            found = self._detector(strips).reshape(-1)[:frames]
             ended = regions.feed(found.tolist())
             yield Heard(start, buffer[:length], _within(ended, regions.open, start, self.samples))
 

@@ -30,8 +30,8 @@ def page(result: Result) -> bytes:
     """
     transcript, title = result.transcript, result.job.recording.rpartition("/")[2]
     data = {"title": title, "audio": address_of(result.job), **(_content(transcript) if transcript else {})}
-    language = transcript.language if transcript and transcript.language else "und"
-    parts = {"language": html.escape(language), "title": html.escape(title), "data": _inside_script(data)}
+    language = _written_in(transcript, transcript.language) if transcript else None
+    parts = {"language": html.escape(language or "und"), "title": html.escape(title), "data": _inside_script(data)}
     text = re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _template())
     return text.encode(errors="replace")  # a file name may hold what is no text
 
@@ -52,8 +52,10 @@ def address_of(job: Job) -> str:
 def _content(transcript: Transcript) -> dict[str, Any]:
     quality = transcript.quality
     return {
-        "duration": transcript.duration,
-        "segments": [_segment(segment) for segment in transcript.segments],
+        "segments": [
+            _segment(segment) | {"language": _written_in(transcript, segment.language)}
+            for segment in transcript.segments
+        ],
         "uncovered": [[span.start, span.end] for span in quality.uncovered],
         "reasons": list(quality.reasons),
     }
@@ -61,13 +63,12 @@ def _content(transcript: Transcript) -> dict[str, Any]:
 
 def _segment(segment: Segment) -> dict[str, Any]:
     words = [[word.word, round(word.start, 3), round(word.probability, 3)] for word in tokens.spoken(segment)]
-    return {
-        "start": segment.start,
-        "end": segment.end,
-        "channel": segment.channel,
-        "language": segment.language,
-        "words": words,
-    }
+    return {"start": segment.start, "end": segment.end, "channel": segment.channel, "words": words}
+
+
+def _written_in(transcript: Transcript, spoken: str | None) -> str | None:
+    """Return the language of text, for who reads it aloud: a translation is English."""
+    return "en" if transcript.task == "translate" else spoken
 
 
 def _inside_script(data: dict[str, Any]) -> str:

@@ -76,7 +76,8 @@ def worker(*, settings: Settings, formats: tuple[str, ...], spec: ModelSpec, dec
         folder = stack.enter_context(scratch.private_folder())
         if (instance := ec2.instance()) is not None:
             stack.enter_context(interruption.notices(instance, stop))
-        with interruption.guard(stop, Heart(), partial(service.leave, folder)):
+        let_go = partial(_let_go, instance)
+        with interruption.guard(stop, Heart(), partial(service.leave, folder, let_go)):
             handle = load(spec, journal, instance)
         heart.beat()  # loading is no job that hangs
         decoding = handle.engine.check(decoding)  # a wrong option is no recording's fault
@@ -85,7 +86,7 @@ def worker(*, settings: Settings, formats: tuple[str, ...], spec: ModelSpec, dec
         if instance is not None and settings.image_parameter is not None:
             stack.enter_context(interruption.images(instance, settings.image_parameter, stop))
         stack.enter_context(keeper)
-        stack.enter_context(interruption.guard(stop, heart, partial(service.abandon, shift, keeper)))
+        stack.enter_context(interruption.guard(stop, heart, partial(service.abandon, shift, keeper, let_go)))
         run(shift, source, Terms(settings.once, settings.idle_seconds, instance, golden_of(spec)))
 
 
@@ -199,12 +200,17 @@ def run(shift: Shift, source: sources.Source, terms: Terms) -> None:
         log.info("the worker ends: %s", shift.stop.reason)
     if shift.stop.outdated and terms.instance is not None:
         terms.instance.end(smaller=False)
-    if terms.instance is not None:
-        _tried(terms.instance.let_go)
+    _let_go(terms.instance)
     if terms.once and shift.given_back:
         raise TranscriptionError(
             f"given back, as the log says, and not transcribed: {', '.join(sorted(shift.given_back))}"
         )
+
+
+def _let_go(instance: ec2.Instance | None) -> None:
+    """Let the group end an instance that it waits for."""
+    if instance is not None:
+        _tried(instance.let_go)
 
 
 def _tried(deed: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from run_transcription import aws, options, stacks
+from run_transcription import aws, display, options, stacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,9 +33,10 @@ def logs(name: str, region: str | None, *, minutes: float, pattern: str, follow:
     Example:
       run-transcription logs --minutes 1440 --filter '{ $.failed = 1 }'
     """
-    stack = stacks.find(name, stacks.require_region(region))
+    stack = stacks.find(name, aws.require_region(region))
     since = _milliseconds(datetime.now(UTC) - timedelta(minutes=minutes))
     shown: set[str] = set()
+    nothing = f"no line of the last {minutes:g} minutes" + (f" fits {pattern}" if pattern else "")
     while True:
         newest = since
         for event in events(stack, since, pattern):
@@ -43,6 +44,9 @@ def logs(name: str, region: str | None, *, minutes: float, pattern: str, follow:
             if event["eventId"] not in shown:
                 shown.add(event["eventId"])
                 click.echo(options.one_line(f"{event['logStreamName']} {event['message'].rstrip()}"))
+        if nothing and not shown:
+            display.say(options.one_line(nothing + (": waiting" if follow else ": --minutes goes further back")))
+        nothing = ""
         if not follow:
             return
         if newest > since:  # what has the newest time may not be complete yet: it is asked for again

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from run_transcription import names
-from run_transcription.leases import STALL_SECONDS, VISIBILITY_SECONDS
+from run_transcription.decoding_table import Number
+from run_transcription.leases import LONGEST_VISIBILITY_SECONDS, STALL_SECONDS, VISIBILITY_SECONDS
 from run_transcription.options import BucketName
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def worker_options(function: Function) -> Function:
     return functools.reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), with_settings)
 
 
-def _seconds(name: str, default: float, purpose: str, least: float = 0.0) -> Function:
-    return click.option(name, type=click.FloatRange(min=least), default=default, help=purpose)
+def _seconds(name: str, default: float, purpose: str, least: float = 0.0, most: float | None = None) -> Function:
+    return click.option(name, type=Number(least, most), default=default, help=purpose)
 
 
 _OPTIONS = (
@@ -98,6 +99,7 @@ _OPTIONS = (
         VISIBILITY_SECONDS,
         "Time that messages stay hidden once their worker has died; renewed at a third of it.",
         least=3.0,
+        most=LONGEST_VISIBILITY_SECONDS,
     ),
     _seconds(
         "--stall-seconds",
@@ -111,8 +113,6 @@ _OPTIONS = (
         "Longest time between two savings of a recording's progress; while they take little, each batch is saved.",
     ),
     _seconds("--stop-seconds", STOP_SECONDS, "Time that SIGTERM leaves the job in hand; then it is given back."),
-    click.option(
-        "--price-per-hour", type=click.FloatRange(min=0), help="The instance's price, for what each job costs."
-    ),
+    click.option("--price-per-hour", type=Number(0), help="The instance's price, for what each job costs."),
     click.option("--notify-topic", metavar="ARN", help="SNS topic that hears of each finished or failed recording."),
 )

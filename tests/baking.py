@@ -95,8 +95,7 @@ def bakery(folder: Path, account: Account) -> Bakery:
     """Make a bakery in a folder, with a base image of the account pinned."""
     templates = folder / "packer"
     shutil.copytree(ROOT / "packer", templates)
-    images = client(account).describe_images(Owners=["amazon"])["Images"]
-    base = next(image for image in images if image["RootDeviceName"] == "/dev/sda1")
+    (base,) = client(account).describe_images(Owners=["amazon"])["Images"]
     bake_parts.pin_base(templates, base["ImageId"], base["Name"])
     ours = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TRANSCRIBE_", "HF_"))},

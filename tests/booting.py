@@ -31,13 +31,18 @@ class Boot:
     """What came of a boot."""
 
     prefetched: str  # what the prefetch said
+    said: list[str]  # by the worker
     timeline: dict[str, float]  # seconds since the boot's begin
     result: bytes
 
 
-def boot(instance: Machine, stack: Stack, recording: Path) -> Boot:
-    """Prefetch, start the worker, and upload a recording when it is ready; wait for the transcript."""
-    lines = [f"TRANSCRIBE_QUEUE_URL={stack.queue_url}", f"TRANSCRIBE_BUCKET={stack.bucket}", "TRANSCRIBE_THREADS=1"]
+def boot(instance: Machine, stack: Stack, recording: Path, **given: str) -> Boot:
+    """Prefetch, start the worker, and upload a recording when it is ready; wait for the transcript.
+
+    What is given stands in the environment of both.
+    """
+    lines = [f"{name}={value}" for name, value in given.items()]
+    lines += [f"TRANSCRIBE_QUEUE_URL={stack.queue_url}", f"TRANSCRIBE_BUCKET={stack.bucket}", "TRANSCRIBE_THREADS=1"]
     lines += [f"{name}={os.environ[name]}" for name in os.environ if name.startswith("AWS_")]
     command = [*instance.ssh("")[:-1], "cat >> /etc/transcribe.env"]
     subprocess.run(command, input="\n".join(lines), text=True, check=True)
@@ -48,19 +53,20 @@ def boot(instance: Machine, stack: Stack, recording: Path) -> Boot:
     worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     giving_up = threading.Timer(LIMIT, worker.kill)
     giving_up.start()
+    said: list[str] = []
     try:
-        _wait_for(worker, "ready")
+        _wait_for(worker, "ready: ", said)
         timeline["worker is ready"] = time.monotonic() - began
         storage.upload(recording, f"s3://{stack.bucket}/uploads/{recording.name}")
         timeline["recording is uploaded"] = time.monotonic() - began
-        _wait_for(worker, " done: ")
+        _wait_for(worker, " done: ", said)
         timeline["transcript is there"] = time.monotonic() - began
     finally:
         giving_up.cancel()
         instance.run("pkill -TERM -u transcribe")
-        worker.wait(60)
+        worker.communicate(timeout=60)
     (address,) = documents(f"s3://{stack.bucket}", f"uploads/{recording.name}")
-    return Boot(prefetched.stdout + prefetched.stderr, timeline, storage.read(address))
+    return Boot(prefetched.stdout + prefetched.stderr, said, timeline, storage.read(address))
 
 
 def as_unit_says(unit: str) -> str:
@@ -73,10 +79,9 @@ def as_unit_says(unit: str) -> str:
     return f"cd / && exec runuser -u {user} -- env -i PATH=/usr/bin:/bin {given} {inherited} {program}"
 
 
-def _wait_for(worker: subprocess.Popen[str], words: str) -> None:
-    said = []
+def _wait_for(worker: subprocess.Popen[str], words: str, said: list[str]) -> None:
     for line in worker.stderr:
         said.append(line)
         if words in line:
             return
-    raise AssertionError(f"the worker never says {words!r}: {''.join(said)}")
+    raise AssertionError(f"the worker never says {words!r}: {''.join(said[-50:])}")

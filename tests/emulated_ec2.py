@@ -27,6 +27,24 @@ ERROR = (
     "<RequestID>1</RequestID></Response>"
 )
 
+# the base image: of the hundreds that moto brings along, and looks through at each call, none is needed
+AMAZONS = [
+    {
+        "ami_id": "ami-0a1b2c3d4e5f60718",
+        "name": "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 24.04) 20260101",
+        "description": "What a builder starts from",
+        "owner_id": "898082745236",
+        "public": True,
+        "state": "available",
+        "image_type": "machine",
+        "architecture": "x86_64",
+        "root_device_type": "ebs",
+        "root_device_name": "/dev/sda1",
+        "virtualization_type": "hvm",
+        "hypervisor": "xen",
+    }
+]
+
 
 @dataclass
 class Account:
@@ -70,7 +88,8 @@ def action_of(headers, body: bytes) -> tuple[str, dict[str, str]]:
 def account(folder: Path):
     """Run EC2 and parameters while the block runs; give the account."""
     port = free_port()
-    environment = os.environ | {"MOTO_PORT": str(port)}
+    (folder / "amis.json").write_text(json.dumps(AMAZONS), encoding="utf-8")
+    environment = os.environ | {"MOTO_PORT": str(port), "MOTO_AMIS_PATH": str(folder / "amis.json")}
     with (folder / "moto.log").open("wb") as log:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
         moto = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

@@ -92,9 +92,9 @@ def idle(calls: set[Call], allowed: list[Grant]) -> set[tuple[str, str]]:
 def requested(action: str, given: dict, tags: dict[str, dict[str, str]]) -> Call:
     """Return the call that a request is, as it arrives at EC2 or SSM; tags are those of resources, by their ids."""
     if action.startswith("ssm:"):
-        name = given.get("Name", "*")
+        name = given.get("Name") or given.get("Names", ["*"])[0]
         owner = "" if name.startswith("/aws/") else ACCOUNT
-        return Call(action, f"arn:aws:ssm:{REGION}:{owner}:parameter{name}" if name != "*" else "*")
+        return Call(action, f"arn:aws:ssm:{REGION}:{owner}:parameter/{name.lstrip('/')}" if name != "*" else "*")
     for name, kind in OF_EC2.items():
         if found := given.get(name) or given.get(f"{name}.1"):
             owner = "" if kind in {"image", "snapshot"} else ACCOUNT
@@ -111,7 +111,7 @@ def recorded(monkeypatch):
     def listening(service, region):
         client = make(service, region)
         client.meta.events.register(
-            "provide-client-params.*.*", lambda params, model, **_: calls.add(_call(service, model.name, params))
+            "provide-client-params.*.*", lambda params, model, **_: calls.update(_calls(service, model.name, params))
         )
         return client
 
@@ -121,17 +121,14 @@ def recorded(monkeypatch):
     aws.forget_clients()
 
 
-def _call(service: str, operation: str, params: dict) -> Call:
+def _calls(service: str, operation: str, params: dict) -> set[Call]:
+    """Return what an operation needs, which is a permission on each resource that it names."""
     action = f"{PREFIXES.get(service, service)}:{operation}"
     action = ACTIONS.get(action, action)
     if action == "s3:GetObject" and "VersionId" in params:
         action = "s3:GetObjectVersion"
-    return Call(action, _resource(service, params))
-
-
-def _resource(service: str, params: dict) -> str:
     find = RESOURCES.get(service)
-    return find(params) if find else "*"
+    return {Call(action, resource) for resource in _list(find(params) if find else "*")}
 
 
 def _of_s3(params: dict) -> str:
@@ -156,7 +153,17 @@ def _of_autoscaling(params: dict) -> str:
     return f"arn:aws:autoscaling:{REGION}:{ACCOUNT}:autoScalingGroup:id:autoScalingGroupName/{name}"
 
 
+def _of_batch(params: dict) -> str | list[str]:
+    """A job needs queue and definition; AWS's pages and its refusals differ on whether the revision is named."""
+    if "jobQueue" not in params:
+        return "*"
+    root = f"arn:aws:batch:{REGION}:{ACCOUNT}"
+    definition = f"{root}:job-definition/{params['jobDefinition']}"
+    return [f"{root}:job-queue/{params['jobQueue']}", definition, f"{definition}:1"]
+
+
 RESOURCES = {
+    "batch": _of_batch,
     "s3": _of_s3,
     "sqs": _of_sqs,
     "cloudformation": _of_cloudformation,

@@ -1,10 +1,16 @@
-"""The program as a process of its own that writes down its calls to AWS: recorded_program.py FILE COMMAND..."""
+"""The program as a process of its own that writes down its calls to AWS: recorded_program.py FILE.
+
+It imports what a worker needs, which takes seconds, and then waits on its standard input for what it is to do.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import permissions
@@ -13,10 +19,25 @@ import pytest
 from run_transcription import __main__ as program
 
 
-def start(file: Path, *arguments: object, environment: dict[str, str]) -> subprocess.Popen[str]:
-    """Start the program; once it has ended its calls are in the file."""
-    command = [sys.executable, __file__, str(file), *(str(argument) for argument in arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@contextmanager
+def started(files: Sequence[Path]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Run a process for each file, which has its calls once it has ended."""
+    pipe, environment = subprocess.PIPE, os.environ | {"OMP_NUM_THREADS": "1"}
+    how = {"env": environment, "stdin": pipe, "stdout": pipe, "stderr": pipe, "text": True}
+    processes = [subprocess.Popen([sys.executable, __file__, str(file)], **how) for file in files]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def tell(process: subprocess.Popen[str], *arguments: object, environment: dict[str, str]) -> None:
+    """Let it run the program, with these arguments and in this environment alone."""
+    told = {"arguments": [str(argument) for argument in arguments], "environment": environment}
+    process.stdin.write(json.dumps(told) + "\n")
+    process.stdin.flush()
 
 
 def calls_in(file: Path) -> set[permissions.Call]:
@@ -25,13 +46,21 @@ def calls_in(file: Path) -> set[permissions.Call]:
 
 
 def main() -> None:
-    """Run the program in this process."""
-    file, *arguments = sys.argv[1:]
+    """Import, wait, and run the program in this process."""
+    from transformers import WhisperForConditionalGeneration  # noqa: F401 - only that it is there
+
+    from run_transcription import worker  # noqa: F401
+    from run_transcription.engines import torch_engine  # noqa: F401
+
+    told = json.loads(sys.stdin.readline())
+    os.environ.clear()
+    os.environ.update(told["environment"])
+    file = Path(sys.argv[1])
     with pytest.MonkeyPatch.context() as patch, permissions.recorded(patch) as calls:
         try:
-            program.main(arguments, prog_name="run-transcription")
+            program.main(told["arguments"], prog_name="run-transcription")
         finally:
-            Path(file).write_text(json.dumps([(call.action, call.resource) for call in calls]))
+            file.write_text(json.dumps([(call.action, call.resource) for call in calls]))
 
 
 if __name__ == "__main__":

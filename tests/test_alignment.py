@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_whisper
 import torch
 
-from run_transcription import direct_transcribe, optimized_loader
+from run_transcription import direct_transcribe
 from run_transcription.engines import alignment, assemble, warping
-from run_transcription.records import Decoding, ModelSpec
-from tools import require_tool
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from run_transcription.records import Decoding
 
 ENGLISH = Decoding(language="en")
 WORDS = replace(ENGLISH, word_timestamps=True)
-
-
-@pytest.fixture(scope="module")
-def engine():
-    """The demo model in float32 on a CPU."""
-    return optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu")).engine
-
-
-@pytest.fixture(scope="module")
-def clips():
-    """Words of two speakers that the model's training never heard."""
-    require_tool("espeak-ng")
-    import scenes
-
-    return scenes.small_bank()
-
-
-def scene(name, clips, seconds, seed=100):
-    """Return a recording of a kind, and where its words are."""
-    import scenes
-
-    return next(each for each in scenes.SPEECH if each.name == name).make(clips, seconds, seed)
 
 
 def transcribe(samples, engine, decoding=WORDS):
@@ -111,11 +84,11 @@ def test_heads_are_the_models_or_those_of_the_second_half(tmp_path, engine):
     assert alignment.heads_of(tiny) == {0: [0, 1]}
 
 
-def test_words_are_found_where_they_were_said(engine, clips):
+def test_words_are_found_where_they_were_said(engine, scene):
     """Starts and ends of words are within 0.1 s in the median; the words of a segment are its text."""
     errors = []
     for seed in (100, 101):
-        speech = scene("conversation", clips, 60, seed)
+        speech = scene("conversation", 60, seed)
         found = transcribe(speech.samples, engine)
         for segment in found.segments:
             assert "".join(word.word for word in segment.words) == segment.text
@@ -132,26 +105,26 @@ def test_words_are_found_where_they_were_said(engine, clips):
     assert statistics.quantiles(errors, n=10)[-1] <= 0.3
 
 
-def test_word_times_change_no_text(engine, clips):
+def test_word_times_change_no_text(engine, scene):
     """The text with word times is the one without, in the same segments; and so it is afterwards without again."""
-    samples = scene("no pauses", clips, 45).samples
+    samples = scene("no pauses", 45).samples
     plain, words, again = (transcribe(samples, engine, decoding) for decoding in (ENGLISH, WORDS, ENGLISH))
     assert [segment.tokens for segment in plain.segments] == [segment.tokens for segment in again.segments]
     assert words.text == plain.text
     assert {segment.words for segment in again.segments} == {()}
 
 
-def test_seams_keep_words_and_text_together(engine, clips):
+def test_seams_keep_words_and_text_together(engine, scene):
     """Where segments were cut and joined their words are still those of their text, in order of time."""
-    found = transcribe(scene("no pauses", clips, 60).samples, engine, replace(WORDS, chunk_length=12))
+    found = transcribe(scene("no pauses", 60).samples, engine, replace(WORDS, chunk_length=12))
     assert all("".join(word.word for word in segment.words) == segment.text for segment in found.segments)
     times = [word.start for segment in found.segments for word in segment.words]
     assert times == sorted(times)
 
 
-def test_the_long_form_has_words_too(engine, clips):
+def test_the_long_form_has_words_too(engine, scene):
     """--sequential finds them segment by segment."""
-    speech = scene("conversation", clips, 40)
+    speech = scene("conversation", 40)
     found = transcribe(speech.samples, engine, replace(WORDS, sequential=True))
     words = [word for segment in found.segments for word in segment.words]
     assert "".join(word.word for word in words) == found.text

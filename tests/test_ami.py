@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from emulated_ec2 import account
 from isolated_machine import ROOT
 
-from run_transcription import images, smoke
+from run_transcription import fleet_images, images, smoke
 from run_transcription.ami import ami
 from run_transcription.demo.emulator import environment
 from run_transcription.errors import TranscriptionError
@@ -46,6 +46,8 @@ def region(aws_account, monkeypatch):
         "ap-northeast-1",
         "ap-southeast-1",
         "ap-southeast-2",
+        "ca-central-1",
+        "sa-east-1",
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_CONFIG_FILE": os.devnull}
@@ -111,6 +113,75 @@ def test_an_image_is_published_after_its_smoke_test(region, ec2, aws_account):
     assert running(ec2) == []
     assert run(region, "publish", "--rollback").output == f"/transcribe/ami/latest is {first} again\n"
     assert parameter(region, "/transcribe/ami/latest") == first
+    again = run(region, "publish", "--rollback")
+    assert (again.exit_code, "/transcribe/ami/latest has named no image before" in again.output) == (1, True)
+    assert parameter(region, "/transcribe/ami/latest") == first
+
+
+@pytest.mark.parametrize(
+    ("past", "way"),
+    [
+        ("a", "a"),
+        ("abc", "abc"),
+        ("abcb", "ab"),
+        ("abcba", "a"),
+        ("abcbd", "abd"),
+        ("abab", "ab"),
+        ("aab", "ab"),
+    ],
+)
+def test_each_roll_back_goes_one_image_further(past, way):
+    """What was rolled back is no way back any more, until it is published anew."""
+    assert "".join(fleet_images._way(list(past))) == way
+
+
+def test_a_smoke_test_takes_the_next_place_and_type(region, ec2, aws_account):
+    """Where EC2 has no instance left, another zone and then another type is tried; after another error none is."""
+    (image,) = make_images(ec2, 1)
+    subnets = {each["AvailabilityZone"]: each["SubnetId"] for each in ec2.describe_subnets()["Subnets"]}
+    first, second, *_ = sorted(subnets)
+    for _ in range(2):
+        aws_account.refuse("ec2:RunInstances", "InsufficientInstanceCapacity", "There is none left")
+    console(aws_account, smoke.PASSED)
+    before = len(aws_account.calls)
+    done = run(region, "publish", image, "--zone", first, "--zone", second)
+    assert done.exit_code == 0, done.output
+    calls = [given for action, given in aws_account.calls[before:] if action == "ec2:RunInstances"]
+    tried = [(call["InstanceType"], call["Placement.AvailabilityZone"]) for call in calls]
+    assert tried == [("g5.xlarge", first), ("g5.xlarge", second), ("g6.xlarge", first)]
+    aws_account.refuse("ec2:RunInstances", "VcpuLimitExceeded", "You have requested more than your limit")
+    done = run(region, "publish", image, "--instance-type", "g4dn.xlarge", "--subnet", subnets[second])
+    assert (done.exit_code, "You have requested more than your limit" in done.output) == (1, True)
+    (_, given) = next(call for call in reversed(aws_account.calls) if call[0] == "ec2:RunInstances")
+    assert (given["SubnetId"], "Placement.AvailabilityZone" in given) == (subnets[second], False)
+
+
+NO_SUBNETS = "<DescribeSubnetsResponse><subnetSet/></DescribeSubnetsResponse>"
+
+
+def test_a_place_that_is_none_is_said(region, ec2, aws_account):
+    """A zone without a default subnet, an account without a default network, a subnet that is not there."""
+    subnet = ec2.describe_subnets()["Subnets"][0]
+    assert images.places(region, (), (subnet["SubnetId"],)) == [
+        images.Place(subnet["AvailabilityZone"], subnet["SubnetId"])
+    ]
+    with pytest.raises(TranscriptionError, match=f"--zone {region}y: only {region}a, .* have a default subnet"):
+        images.places(region, (f"{region}y",), ())
+    with pytest.raises(TranscriptionError, match="subnet-00000000"):
+        images.places(region, (), ("subnet-00000000",))
+    aws_account.answers["ec2:DescribeSubnets"] = [(200, NO_SUBNETS)]
+    with pytest.raises(TranscriptionError, match=f"no default network in {region}: name a subnet with --subnet"):
+        images.places(region, (), ())
+
+
+def test_latest_is_said_only_when_it_is(region, ec2, aws_account, monkeypatch):
+    """Parameter Store answers first and looks at the image then: what it dropped is an error."""
+    first, second = make_images(ec2, 2)
+    fleet_images.name(region, "/transcribe/ami/latest", first)
+    monkeypatch.setattr(images, "SETTLE_SECONDS", 0)
+    aws_account.answers["ssm:PutParameter"] = [(200, json.dumps({"Version": 2, "Tier": "Standard"}))]
+    with pytest.raises(TranscriptionError, match=f"latest does not take {second} and names {first}"):
+        fleet_images.name(region, "/transcribe/ami/latest", second)
 
 
 def test_an_image_that_fails_its_smoke_test_is_no_more_than_a_candidate(region, ec2, aws_account):
@@ -155,19 +226,23 @@ def test_there_is_no_way_back_from_the_first(region, ec2, aws_account):
     console(aws_account, smoke.PASSED)
     run(region, "publish", only)
     done = run(region, "publish", "--rollback")
-    assert (done.exit_code, "has never named another image" in done.output) == (1, True)
+    assert (done.exit_code, "has named no image before: publish one by its id" in done.output) == (1, True)
 
 
 def test_what_is_used_is_never_removed(region, ec2, aws_account):
     """An image of a launch template, of a parameter or its last value, or of an instance stays; others go."""
-    template, resolved, typed, before, latest, instance, old, newest = make_images(ec2, 8)
+    template, resolved, labelled, typed, mentioned, before, latest, instance, old, newest = make_images(ec2, 10)
     for image in (before, latest):
         console(aws_account, smoke.PASSED)
         run(region, "publish", image)
-    boto3.client("ssm", region_name=region).put_parameter(Name="/other/ami", Value=resolved, Type="String")
-    boto3.client("ssm", region_name=region).put_parameter(
-        Name="/their/ami", Value=typed, Type="String", DataType="aws:ec2:image"
-    )
+    ssm = boto3.client("ssm", region_name=region)
+    for name, value in (("/other/ami", resolved), ("/mentions/one", json.dumps({"image": mentioned}))):
+        ssm.put_parameter(Name=name, Value=value, Type="String")
+    ssm.put_parameter(Name="/their/ami", Value=typed, Type="String", DataType="aws:ec2:image")
+    for value in (labelled, "nothing", "nothing at all"):
+        ssm.put_parameter(Name="/labelled", Value=value, Type="String", Overwrite=True)
+    ssm.label_parameter_version(Name="/labelled", ParameterVersion=1, Labels=["good"])
+    ec2.create_launch_template(LaunchTemplateName="three", LaunchTemplateData={"ImageId": "resolve:ssm:/labelled:good"})
     ec2.create_launch_template(LaunchTemplateName="one", LaunchTemplateData={"ImageId": template})
     ec2.create_launch_template(LaunchTemplateName="two", LaunchTemplateData={"ImageId": "resolve:ssm:/other/ami"})
     ec2.run_instances(ImageId=instance, MinCount=1, MaxCount=1)
@@ -176,10 +251,11 @@ def test_what_is_used_is_never_removed(region, ec2, aws_account):
     snapshots = snapshots_of(ec2, old)
     planned = run(region, "gc", "--keep", "0", "--dry-run")
     assert planned.exit_code == 0, planned.output
-    assert images_of(ec2) == {template, resolved, typed, before, latest, instance, old, newest}
+    used = {template, resolved, labelled, typed, mentioned, before, latest, instance}
+    assert images_of(ec2) == used | {old, newest}
     done = run(region, "gc", "--keep", "0")
     assert done.output == planned.output.replace("would remove", "removes")
-    assert images_of(ec2) == {template, resolved, typed, before, latest, instance}
+    assert images_of(ec2) == used
     left = {each["SnapshotId"] for each in ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]}
     assert snapshots
     assert not snapshots & left
@@ -196,6 +272,22 @@ def test_the_newest_images_stay(region, ec2):
     made = make_images(ec2, 4)
     assert run(region, "gc", "--keep", "4").output == "nothing to remove\n"
     assert images_of(ec2) == set(made)
+
+
+def test_what_no_bake_has_finished_is_shown_and_goes(region, ec2):
+    """It is none of those that are kept, no bake starts from it, and it goes once no bake can still be at it."""
+    assert run(region, "list").output == f"there is no image of a bake in {region}\n"
+    good, unfinished = make_images(ec2, 2)
+    ec2.delete_tags(Resources=[unfinished], Tags=[{"Key": images.STATE}])
+    lines = {line.split()[0]: line for line in run(region, "list").output.splitlines()}
+    assert {image: "  not finished  " in line for image, line in lines.items()} == {good: False, unfinished: True}
+    ec2.create_tags(Resources=[unfinished], Tags=[{"Key": images.LAYER, "Value": "layer"}])
+    assert images.reusable(region, "layer") is None
+    found = {each["id"]: each["finished"] for each in json.loads(run(region, "list", "--json").output)}
+    assert found == {good: True, unfinished: False}
+    assert run(region, "gc", "--keep", "1").output == "nothing to remove\n"
+    run(region, "gc", "--keep", "1", "--hours", "0")
+    assert images_of(ec2) == {good}
 
 
 def test_a_builder_that_was_left_behind_is_ended(region, ec2):
@@ -217,6 +309,7 @@ def test_the_builders_policy_allows_what_these_commands_call(region, ec2, aws_ac
     """Every call of publish, rollback, list and gc is in it; and what it has for them alone, they call."""
     first, second = make_images(ec2, 2)
     ec2.create_launch_template(LaunchTemplateName="one", LaunchTemplateData={"ImageId": first})
+    boto3.client("ssm", region_name=region).put_parameter(Name="/other", Value="anything", Type="String")
     before = len(aws_account.calls)
     for image in (first, second):
         console(aws_account, smoke.PASSED)
@@ -239,5 +332,5 @@ def test_the_builders_policy_allows_what_these_commands_call(region, ec2, aws_ac
 # what no bake calls
 OURS = {
     *("ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions", "ec2:GetConsoleOutput"),
-    *("ssm:DescribeParameters", "ssm:GetParameterHistory", "ssm:PutParameter"),
+    *("ssm:DescribeParameters", "ssm:GetParameters", "ssm:GetParameterHistory", "ssm:PutParameter"),
 }

@@ -14,6 +14,7 @@ from letters import BEGIN, Words, ids
 from run_transcription import chunking
 from run_transcription.assembly import Assembly
 from run_transcription.batches import Decoder
+from run_transcription.errors import OutOfMemory
 from run_transcription.hearing import Heard, Region
 from run_transcription.records import SAMPLE_RATE, Batch, Decoding, ModelFacts, Row, Timing
 
@@ -101,17 +102,21 @@ def test_a_seam_whose_sides_differ_is_heard_once_more():
     assert "sides_of_a_seam_differ" not in found.quality.reasons
 
 
-def test_a_seam_that_nothing_decides_is_said():
-    """Where the window over it differs too, both are cut in its middle, and a person should look."""
+@pytest.mark.parametrize("third", [400, 0, 200, None], ids=["as neither", "as the left", "as the right", "nothing"])
+def test_a_seam_that_nothing_decides_is_said(third):
+    """Where the window over it does not agree with both sides, they are cut by time, and a person should look."""
     samples, words = speech(50)
-    numbers = itertools.count()
+    other = iter((0, 200, third))  # what both sides and the window hear in the place of each word
 
     def otherwise(heard, _seconds):
-        number = next(numbers)
-        return [(at, (word + 200 * number) % 1000) for at, word in heard]
+        more = next(other)
+        return [] if more is None else [(at, word + more) for at, word in heard]
 
-    found, _ = assembled(samples, Listener(otherwise))
+    engine = Listener(otherwise)
+    found, _ = assembled(samples, engine)
+    assert [len(call) for call in engine.calls] == [2, 1]
     assert [word % 200 for word in ids(found.segments)] == words
+    assert [word // 200 for word in ids(found.segments)] == sorted(word // 200 for word in ids(found.segments))
     assert found.quality.needs_review
     assert found.quality.reasons == ("sides_of_a_seam_differ",)
 
@@ -127,6 +132,22 @@ def test_a_chain_of_seams_may_be_longer_than_a_batch(hear):
     engine = Listener(hear)
     assert assembled(samples, engine, 2, dict(itertools.chain.from_iterable(rows[:2])))[0] == whole
     assert sum(map(len, engine.calls)) == sum(map(len, rows[2:]))
+
+
+def test_a_batch_that_did_not_fit_stands_in_the_result(monkeypatch):
+    """Where memory had room for fewer windows, nothing is lost, and the audit tells how many were decoded at a time."""
+
+    class Cramped(Listener):
+        def transcribe(self, windows, decoding):
+            if len(windows) > 2:
+                raise OutOfMemory("no room")
+            return super().transcribe(windows, decoding)
+
+    monkeypatch.setattr("run_transcription.batches._safe_sizes", {})
+    samples, words = speech(100)
+    assert assembled(samples, Listener())[0].quality.reduced_batch_size is None
+    found, _ = assembled(samples, Cramped())
+    assert (ids(found.segments), found.quality.reduced_batch_size) == (words, 2)
 
 
 def only_short(heard, seconds):

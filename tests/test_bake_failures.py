@@ -39,13 +39,15 @@ def test_without_capacity_the_next_type_is_tried(baker, ec2, ec2_account):
         "ec2:RunInstances", "InsufficientInstanceCapacity", "We currently do not have sufficient capacity"
     )
     ec2_account.refuse("ec2:RunInstances", "UnauthorizedOperation", "You may not")
+    subnet = next(each for each in ec2.describe_subnets()["Subnets"] if each["AvailabilityZone"] == f"{REGION}b")
     before = len(ec2_account.calls)
     done = baker.bake(
-        "--no-reuse", "--instance-type", "m5.xlarge", "--instance-type", "m5a.xlarge", "--zone", f"{REGION}b"
+        "--no-reuse", "--instance-type", "m5.xlarge", "--instance-type", "m5a.xlarge", "--subnet", subnet["SubnetId"]
     )
     calls = [given for action, given in ec2_account.calls[before:] if action == "ec2:RunInstances"]
     assert [call["InstanceType"] for call in calls] == ["m5.xlarge", "m5a.xlarge"]
     assert {call["Placement.AvailabilityZone"] for call in calls} == {f"{REGION}b"}
+    assert {call["SubnetId"] for call in calls} == {subnet["SubnetId"]}
     assert "there is no m5.xlarge in eu-west-1b to be had" in done.stderr
     assert done.returncode == 1
     assert "You may not" in done.stderr
@@ -178,13 +180,12 @@ def test_a_packer_that_does_not_serve_is_named(baker, tmp_path, said, problem):
     ("options", "removed", "problem"),
     [
         ((), "AWS_ACCESS_KEY_ID", "there are no AWS credentials"),
-        (("--region", "eu-west-99"), "", "--region eu-west-99: AWS has no region of that name"),
         (
             ("--model", "openai/whisper-tiny", "--revision", "main"),
             "",
             "wants a commit of 40 hex digits, which main is not",
         ),
-        (("--var", f"hf_token={TOKEN}"), "", "--var hf_token: set HF_TOKEN instead"),
+        (("--var", f"hf_token={TOKEN}"), "", "--var hf_token: use HF_TOKEN instead"),
     ],
 )
 def test_what_can_not_be_baked_is_said_at_once(baker, ec2_account, options, removed, problem):
@@ -258,7 +259,6 @@ def calls(baked, pinned, spot, unmarked, interrupted, ec2, ec2_account):
 
 # what no call of these tests needs, each with who does
 OTHERS = {
-    ("Look", "ec2:DescribeSubnets"): "packer, with --var subnet_id",
     **dict.fromkeys(
         (
             ("Look", "ec2:DescribeLaunchTemplates"),
@@ -266,6 +266,7 @@ OTHERS = {
             ("Look", "ec2:GetConsoleOutput"),
             ("Look", "ssm:DescribeParameters"),
             ("ReadWhatNamesImages", "ssm:GetParameterHistory"),
+            ("ReadWhatNamesImages", "ssm:GetParameters"),
             ("Publish", "ssm:PutParameter"),
         ),
         "ami, and test_ami.py",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from letters import Words
@@ -94,6 +96,16 @@ def test_a_batch_that_does_not_fit_is_halved():
     assert [size for size, _ in engine.calls] == [2, 2, 1]
 
 
+def test_smaller_batches_are_told():
+    """How many windows fit is known of each recording since, but for one that asks for no more."""
+    engine, asked = Moody(room=3), Decoding(batch_size=8)
+    assert Decoder(engine, asked, {}).reduced is None
+    decode(engine, *[0] * 8)
+    assert Decoder(engine, asked, {}).reduced == 2
+    assert Decoder(engine, replace(asked, batch_size=2), {}).reduced is None
+    assert Decoder(Moody(room=4), asked, {}).reduced is None
+
+
 def test_one_window_that_does_not_fit_is_an_error():
     """There is nothing to halve."""
     with pytest.raises(OutOfMemory, match="no room"):
@@ -116,3 +128,21 @@ def test_one_window_that_does_not_fit_is_an_error():
 def test_a_loop_is_seen(words, loop):
     """The same words four times in a row, eight words in all, are a loop."""
     assert quality.is_loop(words.split()) is loop
+
+
+def test_windows_know_the_text_before_them():
+    """They are decoded behind it, but not behind what was drawn in great heat; no text spells special tokens."""
+    prompts = []
+
+    class Listening(Moody):
+        def transcribe(self, windows, decoding):
+            prompts.append(decoding.initial_prompt)
+            return super().transcribe(windows, decoding)
+
+    decoder = Decoder(Listening(), Decoding(initial_prompt="Names:", language="en"), {})
+    for text, temperature in ((" one <<||endoftext|>", 0.0), (" two", 0.8), (" three", 0.2)):
+        decoder.rows({Chunk(0, 10): np.zeros(10, np.float32)})
+        decoder.go_on_from(text, temperature)
+    first, behind_one, behind_two = prompts
+    assert (first, behind_one[:10], behind_two) == ("Names:", "Names: one", "")
+    assert "<|" not in behind_one

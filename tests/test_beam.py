@@ -12,6 +12,7 @@ import torch
 from test_torch_engine import engine_of
 
 from run_transcription.engines import beam, rows
+from run_transcription.engines.encoder import encode
 from run_transcription.errors import Rejected
 from run_transcription.records import Decoding
 
@@ -111,7 +112,7 @@ def test_patience_waits_for_more_beams(monkeypatch):
 
 def test_one_beam_is_greedy(engine, windows):
     """With a single beam the search writes what `generate` does, with the same log-probabilities."""
-    encoded = engine._encoded(windows)
+    encoded = encode(engine._model, engine._features(windows))
     with torch.inference_mode():
         found = engine._searched(encoded, ["en"] * 3, ENGLISH)
     for beam_, row in zip(found, engine.transcribe(windows, ENGLISH).rows, strict=True):

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
+import charts
+import common
+import fixed_tokens
 import numpy as np
 import pytest
+import quality
+import residency
+import sizing
+import summary
+import throughput
+import tiny_whisper
+import verdicts
+from loads import Load
+from scenes import Speech, demo_speech
+from transcribers import Text
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-import charts  # noqa: E402
-import common  # noqa: E402
-import quality  # noqa: E402
-import residency  # noqa: E402
-import sizing  # noqa: E402
-import summary  # noqa: E402
-from scenes import Speech, demo_speech  # noqa: E402
-from transcribers import Text  # noqa: E402
+from run_transcription import optimized_loader
+from run_transcription.records import Decoding, ModelSpec
 
 
 def test_the_document_holds_what_the_records_say():
@@ -131,3 +134,47 @@ def test_words_written_on_silence_are_counted():
     """A recording in which nobody speaks has no word that could be lost, and each that is written was invented."""
     found = quality.score(Speech(np.zeros(9, np.float32), (), None), Text(" thank you", [(0.0, 1.0)], []))
     assert (found.words, found.lost, found.doubled, found.written) == (0, 0, 2, 2)
+
+
+@pytest.mark.parametrize("tokens", [9, 20])
+def test_a_window_gives_a_fixed_number_of_tokens(tmp_path, tokens):
+    """Whatever is heard, in a batch and alone, ours and transformers' generate decode the same ids."""
+    vocabulary = tiny_whisper.tokenizer()
+    words = list(range(30, 30 + tokens - 2))
+    first, last, end = (vocabulary.token_to_id(name) for name in ("<|0.00|>", "<|30.00|>", "<|endoftext|>"))
+    ids = [first, *words, last, end]
+    folder = fixed_tokens.save((64, 1, 1, 2, 80, 3), vocabulary, ids, tmp_path / "model")
+    windows = [np.random.default_rng(i).standard_normal(160_000 * i).astype(np.float32) * 0.1 for i in (1, 2, 3)]
+    engine = optimized_loader.load(ModelSpec(str(folder), dtype="float32", device="cpu", home=tmp_path)).engine
+    assert [list(row.tokens) for row in engine.transcribe(windows, Decoding(language="en")).rows] == [ids[:-1]] * 3
+    model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    heard = WhisperFeatureExtractor.from_pretrained(folder)(windows, sampling_rate=16_000, return_tensors="pt")
+    asked = {"language": "en", "task": "transcribe", "return_timestamps": True}
+    for part in (heard.input_features, heard.input_features[:1]):
+        found = model.generate(part, **asked, force_unique_generate_call=True)
+        assert found[:, fixed_tokens.PROMPT :].tolist() == [ids] * len(part)
+
+
+def test_windows_are_counted_in_a_text():
+    """A text that others have spaced otherwise still counts, and what is no window's text is told."""
+    assert throughput.counted(" one two  one two", " one two") == (2, 0)
+    assert throughput.counted("one two three one twoo", " one two") == (2, 6)
+    assert throughput.counted("", " one two") == (0, 0)
+
+
+def test_ours_is_judged_by_the_best_peer_of_each_round():
+    """The ratio is that of one round, the peer may be another one in the next, and failed rounds don't count."""
+    found = {
+        "ours, float32": [{"seconds": 2.0}, {"seconds": 3.0}, {"seconds": 1.0}],
+        "pipeline, float32": [{"seconds": 4.0}, {"seconds": 9.0}, {"error": "killed"}],
+        "whisper.cpp, float32": [{"seconds": 8.0}, {"seconds": 6.0}, {"error": "killed"}],
+        "generate, batched, float32": [{"seconds": 0.1}] * 3,
+    }
+    assert verdicts.fastest(found, verdicts.PEERS) == [4.0, 6.0, None]
+    assert verdicts.fastest(found, verdicts.PEERS, "int8") == []
+    ours = found["ours, float32"]
+    both = {f"ours{short}, {dtype}": ours for short in ("", " --short-windows") for dtype in ("float32", "bfloat16")}
+    long, short = verdicts.judge("tiny", Load(1000, 4.0), found | both)
+    assert (long.value, long.limit, long.verdict) == (0.5, 0.5, "met")
+    assert (short.value, short.limit, short.verdict) == (0.5, 0.25, "missed")
+    assert verdicts.judge("turbo", Load(1, 120.0), found) == []

@@ -9,9 +9,10 @@ import pytest
 import soundfile
 
 from run_transcription import audio, channels, direct_transcribe, fast_transcribe, optimized_loader
+from run_transcription.audit import Quality
 from run_transcription.demo.command import RECORDINGS
 from run_transcription.demo.score import word_errors
-from run_transcription.records import SAMPLE_RATE, Decoding, Job, ModelSpec
+from run_transcription.records import SAMPLE_RATE, Decoding, Job, ModelSpec, Transcript
 from run_transcription.samples import clipped, separate
 
 SPLIT = Decoding(channels="split", language="en")
@@ -110,6 +111,15 @@ def test_finished_chunks_of_each_channel_are_not_decoded_again(handle, speech):
     assert again == first
     seconds = [advance.seconds for advance in advances]
     assert seconds == sorted(seconds)
+
+
+def test_the_smallest_batch_of_all_channels_is_told():
+    """Where memory ran out on the way, the audit says what all channels were decoded in."""
+    sizes = {(None, 4, 2): 2, (None, None): None}
+    silent = Transcript(None, 0.0, "transcribe", 1.0, ())
+    for each, smallest in sizes.items():
+        parts = [replace(silent, quality=Quality(reduced_batch_size=size)) for size in each]
+        assert channels.together(parts, range(len(each)), [1] * len(each)).quality.reduced_batch_size == smallest
 
 
 def test_a_stream_may_lose_a_channel_on_the_way():

@@ -12,20 +12,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from run_transcription import demo, direct_transcribe, optimized_loader
-from run_transcription.records import SAMPLE_RATE, Decoding, ModelSpec
+from run_transcription import demo, direct_transcribe
+from run_transcription.records import SAMPLE_RATE, Decoding
 
 FOLDER = Path(demo.__file__).parent / "model"
 CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| (.+?) \| ([\d.]+)(%?) \| ([\d.]+)%? \|$", re.MULTILINE)
 TOOLS = Path(__file__).parents[1] / "tools"
 sys.path.append(str(TOOLS))
-
-
-@pytest.fixture(scope="module")
-def engine():
-    """The demo model in float32 on a CPU."""
-    return optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu")).engine
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Tests of run_transcription.direct_transcribe: chunks, batches and recording time."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -169,6 +170,18 @@ def test_the_language_is_that_of_most_speech():
     assert transcript.language == "de"
     assert transcript.language_probability == pytest.approx(2 * 0.8 / 3)
     assert [segment.language for segment in transcript.segments] == ["en", "de", "de"]
+
+
+def test_ten_windows_are_heard_before_any_is_final():
+    """With one window at a time, too, the first one is held against the nine that follow; progress is told of each."""
+    told, engine = [], Clicks()
+    options = replace(LOUD, batch_size=1, chunk_length=5)
+    transcript, _ = direct_transcribe.transcribe(blocks(ticking(100)), engine, options, told.append)
+    voting = [advance.seconds for advance in itertools.takewhile(lambda advance: not advance.rows, told)]
+    assert voting == sorted({*voting})
+    assert len(voting) == len(told[len(voting)].rows) == 10
+    assert len(engine.batches) == sum(len(advance.rows) for advance in told)
+    assert transcript.text.split() == [str(1 + second % 9) for second in range(100)]
 
 
 @pytest.mark.parametrize(("no_speech", "logprob", "text"), [(0.9, -1.5, ""), (0.9, -0.2, " 1"), (0.1, -1.5, " 1")])

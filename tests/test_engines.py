@@ -128,7 +128,6 @@ def test_silence_is_known_for_what_it_is(engine):
         ({"chunk_length": 31.0}, "--chunk-length 31 is too long"),
         ({"suppress_tokens": (99_999,)}, "has no token 99999"),
         ({"initial_prompt": "<|endoftext|>"}, "special token"),
-        ({"patience": 2.0}, "--patience has no use"),
     ],
 )
 def test_what_can_not_be_is_refused_by_its_name(engine, wrong, said):
@@ -142,11 +141,13 @@ def test_the_long_form_is_torchs(engine, windows):
     """Other engines refuse --sequential, and say which one has it."""
     wanted = replace(ENGLISH, sequential=True)
     if engine.facts.engine == "torch":
-        assert engine.transcribe_sequentially(windows[0], wanted)
+        assert engine.transcribe_sequentially(windows[0], wanted, print)[0]
         return
-    for ask in (lambda: engine.check(wanted), lambda: engine.transcribe_sequentially(windows[0], ENGLISH)):
+    for ask in (lambda: engine.check(wanted), lambda: engine.transcribe_sequentially(windows[0], ENGLISH, print)):
         with pytest.raises(Rejected, match="--sequential is of --engine torch"):
             ask()
+    with pytest.raises(Rejected, match="--short-windows is of --engine torch"):
+        engine.check(replace(ENGLISH, short_windows=True))
 
 
 def test_chance_changes_the_text_and_not_its_measure(tiny, tmp_path):

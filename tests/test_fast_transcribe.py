@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import tiny_whisper
 from fakes import document, tone
+from letters import segment
 
 from run_transcription import fast_transcribe, optimized_loader, storage
+from run_transcription.audit import Quality
 from run_transcription.errors import DoneBefore
-from run_transcription.records import Decoding, Job, ModelSpec
+from run_transcription.records import Decoding, Job, ModelSpec, Result, Timing, Transcript
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,18 @@ def test_the_whole_recording_is_transcribed(handle, recording, tmp_path):
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert [round(done) for done, _ in seen] == [30, 35, 35]  # two chunks, and the end
     assert seen[-1] == (pytest.approx(35.0), pytest.approx(35.0))
+
+
+def test_doubts_are_said_without_the_json(handle):
+    """Whoever only reads the text is told that a person should look at it, and why."""
+    said = Transcript("en", 1.0, "transcribe", 9.0, (segment(0, 1, 7),), quality=Quality(0.5))
+    doubtful = replace(said, quality=Quality(0.5, needs_review=True, reasons=("speech_without_text", "logprob")))
+    lines = []
+    for transcript in (said, doubtful):
+        facts, load = handle.engine.facts, handle.load
+        done = Result("COMPLETED", Job("a", "b"), Decoding(), facts, load, transcript, timing=Timing(wall=1.0))
+        lines.append(fast_transcribe._summary(done))
+    assert lines[1] == f"{lines[0]}; a person should look: speech without text, logprob"
 
 
 def test_timing_holds_every_stage(handle, recording, tmp_path):

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from letters import Words
 
-from run_transcription import direct_transcribe, languages, optimized_loader
+from run_transcription import direct_transcribe, languages
 from run_transcription.audio import open_recording
 from run_transcription.batches import Decoder
 from run_transcription.demo.command import RECORDINGS
 from run_transcription.demo.score import word_errors
 from run_transcription.errors import Rejected
-from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, ModelSpec, Row, Timing
-
-
-@pytest.fixture(scope="module")
-def engine():
-    """The demo model in float32 on a CPU."""
-    return optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu")).engine
+from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, Row, Timing
 
 
 def heard(name):
@@ -76,14 +68,6 @@ def test_the_first_window_does_not_decide():
     assert decoded(-0.4, 0.9, 0.9)[0] == ["en", "en", "en"]
 
 
-def test_ten_windows_are_heard_before_any_is_final(engine):
-    """With one window at a time, too, the first one is held against the nine that follow."""
-    speech, lots = heard("ziffern.m4a"), []
-    options = Decoding(batch_size=1, chunk_length=3)
-    direct_transcribe.transcribe([speech], engine, options, lambda advance: lots.append(len(advance.rows)))
-    assert lots[0] >= languages.WINDOWS or len(lots) == 2
-
-
 def test_a_recording_that_changes_its_language(engine):
     """Each part is decoded in its own language, and its segments say so."""
     samples = heard("two-languages.ogg")
@@ -103,6 +87,14 @@ def test_a_window_over_a_change_is_cut_again(engine):
     change = 2 * len(english) / SAMPLE_RATE
     wrong = [each for each in found.segments if (each.language == "de") != (each.start + each.end > 2 * change)]
     assert len(wrong) <= 1
+
+
+def test_shorter_chunks_part_two_languages_in_one_window(engine):
+    """A recording of a single window is in one language; with shorter ones each part is in its own."""
+    samples = np.concatenate([heard(name)[: 8 * SAMPLE_RATE] for name in ("call-signs.mp3", "ziffern.m4a")])
+    for seconds, languages_ in ((30, ["en"]), (10, ["en", "de"])):
+        found, _ = direct_transcribe.transcribe([samples], engine, Decoding(chunk_length=seconds))
+        assert [*dict.fromkeys(segment.language for segment in found.segments)] == languages_
 
 
 def test_changes_are_found_across_silence():
@@ -136,5 +128,5 @@ def test_a_language_that_is_in_doubt_is_said(engine):
     strict = Decoding(language_detection_threshold=1.0)
     found, _ = direct_transcribe.transcribe([samples], engine, strict)
     assert "language_in_doubt" in found.quality.reasons
-    sure, _ = direct_transcribe.transcribe([samples], engine, replace(strict, language="de"))
+    sure, _ = direct_transcribe.transcribe([samples], engine, Decoding(language="de"))
     assert "language_in_doubt" not in sure.quality.reasons

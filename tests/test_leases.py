@@ -31,7 +31,7 @@ def test_a_message_stays_hidden_while_there_is_progress(queue_url):
     """A long job's message is renewed, and the thread that does it ends with the block."""
     with Keeper(2) as keeper:
         keeper.hold(received(queue_url, 2))
-        until = time.monotonic() + 4.5
+        until = time.monotonic() + 3.0
         while time.monotonic() < until:
             assert counts(queue_url) == (0, 1)
             time.sleep(0.1)

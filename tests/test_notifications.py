@@ -49,9 +49,9 @@ def told(bucket):
 
 def test_a_queue_of_the_stacks_first_life_gives_way(stack, bucket):
     """S3 would refuse two of one prefix, and one that goes nowhere; what is others' stays."""
-    assert not notifications.is_attached(bucket, stack)
+    assert notifications.prefix_of(bucket, stack) is None
     notifications.attach(bucket, "uploads/", stack)
-    assert notifications.is_attached(bucket, stack)
+    assert notifications.prefix_of(bucket, stack) == "uploads/"
     assert told(bucket) == ({"theirs-LiveQueue-X": "other/", "twice-LiveQueue-NEW2": "uploads/"}, True)
 
 
@@ -60,5 +60,8 @@ def test_another_prefix_takes_the_place_of_the_first(stack, bucket):
     notifications.attach(bucket, "uploads/", stack)
     notifications.attach(bucket, "calls/", stack)
     assert told(bucket)[0]["twice-LiveQueue-NEW2"] == "calls/"
-    notifications.detach(bucket, stack)
+    assert notifications.detach(bucket, stack)
     assert told(bucket) == ({"theirs-LiveQueue-X": "other/"}, True)
+    assert not notifications.detach(bucket, stack)
+    notifications.attach(bucket, "", stack)
+    assert notifications.prefix_of(bucket, stack) == ""

@@ -22,6 +22,7 @@ from run_transcription import (
     fast_transcribe,
     optimized_loader,
     storage,
+    submit,
     subtitles,
     worker,
 )
@@ -36,6 +37,7 @@ from run_transcription.sources import SqsSource
 
 BEAMS, TIMED, HOT = {"beam-size": "2"}, {"word-timestamps": "true"}, {"temperature": "0.4"}
 LINES = TIMED | {"max-line-width": "30"}
+BATCH = 4  # what the worker was told
 EXAMPLES = {  # value as text, the field that it makes, and what has to be given with it
     "language": ("German", "de", {}),
     "languages": ("en, German", ("en", "de"), {}),
@@ -45,6 +47,7 @@ EXAMPLES = {  # value as text, the field that it makes, and what has to be given
     "clip-timestamps": ("0,0.5,0.75", (0.0, 0.5, 0.75), {}),
     "chunk-length": ("12.5", 12.5, {}),
     "batch-size": ("3", 3, {}),
+    "short-windows": ("true", True, {}),
     "vad": ("false", False, {}),
     "vad-threshold": ("0.75", 0.75, {"vad": "true"}),
     "initial-prompt": ("Jörg, „Groß-Gerau“ <x> & 100 %", "Jörg, „Groß-Gerau“ <x> & 100 %", {}),
@@ -81,7 +84,7 @@ SETS["chance"] = [
 def desk(tmp_path_factory):
     """The demo model, with what a worker is told: a tone is loud, but no speech."""
     handle = optimized_loader.load(ModelSpec("demo", dtype="float32", device="cpu"))
-    return Desk(handle, handle.engine.check(Decoding(vad=False)), ("json", "srt"))
+    return Desk(handle, handle.engine.check(Decoding(vad=False, batch_size=BATCH)), ("json", "srt"))
 
 
 @pytest.fixture(scope="module")
@@ -189,24 +192,34 @@ def test_options_of_a_folder_arrive(loaded, tmp_path, names):
     assert {name: options[field_of(name)] for name in names} == {name: seen(EXAMPLES[name][1]) for name in names}
 
 
-@pytest.mark.parametrize("way", ["job", "metadata"])
-def test_options_of_a_recording_arrive(desk, stack, talk, tmp_path, way):
-    """In a job and in an object's metadata: each recording has its own, and its result says what was asked."""
+@pytest.fixture
+def work(desk, stack, tmp_path):
+    """A worker for the stack's bucket: called, it does all that waits there."""
     (tmp_path / "scratch").mkdir()
     shift = Shift(replace(desk, buckets=frozenset({stack.bucket})), tmp_path / "scratch", Stop(), Heart())
     queue = SqsSource(stack.queue_url, Keeper(30), poll_seconds=0)
     queue.receive().finish()  # S3's test event
-    asked_for = {}
-    for number, names in SETS.items():
-        given = together(names)
-        key = f"{'uploads' if way == 'metadata' else 'elsewhere'}/{number}.wav"
-        asked_for[f"s3://{stack.bucket}/{key}"] = names
-        metadata = asked.as_metadata(asked.from_job(given)) if way == "metadata" else {}
-        storage.upload(talk, f"s3://{stack.bucket}/{key}", metadata=metadata)
-        if way == "job":
-            body = {"bucket": stack.bucket, "key": key, "options": given}
-            aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=json.dumps(body))
-    worker.work(shift, queue, worker.Terms(once=True))
+    return lambda: worker.work(shift, queue, worker.Terms(once=True))
+
+
+def hand_over(stack, talk, way, name, given):
+    """Give a recording with options to the worker, in a job or in its metadata; return its address."""
+    address = f"s3://{stack.bucket}/{'uploads' if way == 'metadata' else 'elsewhere'}/{name}.wav"
+    storage.upload(talk, address, metadata=asked.as_metadata(asked.from_job(given)) if way == "metadata" else {})
+    if way == "job":
+        body = {"bucket": stack.bucket, "key": storage.split(address)[1], "options": given}
+        aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=json.dumps(body))
+    return address
+
+
+@pytest.mark.parametrize("way", ["job", "metadata"])
+def test_options_of_a_recording_arrive(work, stack, talk, way):
+    """In a job and in an object's metadata: each recording has its own, and its result says what was asked.
+
+    What the worker itself was told gives way to them: its --batch-size refuses no --sequential.
+    """
+    asked_for = {hand_over(stack, talk, way, kind, together(names)): names for kind, names in SETS.items()}
+    work()
     results = [address for address in storage.listing(f"s3://{stack.bucket}/results/") if address.endswith("json")]
     found = {said["input"]["recording"]: said for said in map(document, map(storage.read, results))}
     assert found.keys() == asked_for.keys(), [*storage.listing(f"s3://{stack.bucket}/failed/")]
@@ -214,58 +227,62 @@ def test_options_of_a_recording_arrive(desk, stack, talk, tmp_path, way):
         for name in names:
             assert found[address]["options"][field_of(name)] == seen(EXAMPLES[name][1])
             assert found[address]["input"]["options"][name] == EXAMPLES[name][0]
+    assert {said["options"]["batch_size"] for said in found.values()} == {BATCH, Decoding().batch_size}
 
 
-@pytest.mark.parametrize("way", ["job", "metadata"])
-def test_what_is_not_known_or_not_valid_is_refused_by_name(desk, stack, talk, tmp_path, way):
+def test_submit_sends_what_is_given(work, stack, talk):
+    """What its command line says goes with the recording, letter by letter; all the rest is the worker's choice."""
+    given = {"initial-prompt": " Jörg ", "temperature": "0.4", "formats": "srt"}
+    words = ["--initial-prompt", " Jörg ", "--temperature", "0.4", "-f", "srt"]
+    done = CliRunner().invoke(submit.submit, [str(talk), "--bucket", stack.bucket, *words])
+    assert done.exit_code == 0, done.stderr
+    work()
+    results = storage.listing(f"s3://{stack.bucket}/results/")
+    (said,) = [document(storage.read(address)) for address in results if address.endswith("json")]
+    assert said["input"]["options"] == given
+    assert {*said["files"]} == {"srt"}
+    assert (said["options"]["initial_prompt"], said["options"]["batch_size"]) == (" Jörg ", BATCH)
+    shown = {option.name for option in submit.submit.params if getattr(option, "show_default", False) is not False}
+    assert not shown & {*decoding_table.options()}, "its help names a default that it does not send"
+
+
+WRONG = {  # what a recording may ask for in vain: the option, its value, and what the refusal names
+    "volume": ("11", "volume"),
+    "batch-size": ("1000000", "batch-size"),
+    "language": ("klingon", "klingon"),
+    "task": ("sing", "task"),
+    "temperature": ("nan", "temperature"),
+    "beam-size": ("1e9", "beam-size"),
+    "clip-timestamps": ("5,4", "clip-timestamps"),
+    "suppress-tokens": ("999999", "999999"),
+    "initial-prompt": ("<|endoftext|>", "initial-prompt"),
+    "formats": ("json,doc", "doc"),
+    "max-line-width": ("20", "max-line-width"),
+    "vad": ("perhaps", "vad"),
+}
+ODD = {"hotwords": ({"a": [1]}, "hotwords"), "initial_prompt": ("\ud800", "initial-prompt")}  # only JSON can say it
+
+
+@pytest.mark.parametrize(("way", "wrong"), [("job", WRONG | ODD), ("metadata", WRONG)], ids=["job", "metadata"])
+def test_what_is_not_known_or_not_valid_is_refused_by_name(work, stack, talk, way, wrong):
     """The recording has a failure that names the option, and the message is done with; nothing is a crash."""
-    wrong = {
-        "volume": "11",
-        "batch-size": "1000000",
-        "language": "klingon",
-        "task": "sing",
-        "temperature": "nan",
-        "beam-size": "1e9",
-        "clip-timestamps": "5,4",
-        "suppress-tokens": "999999",
-        "initial-prompt": "<|endoftext|>",
-        "formats": "json,doc",
-        "max-line-width": "20",
-        "vad": "perhaps",
-    }
-    (tmp_path / "scratch").mkdir()
-    shift = Shift(replace(desk, buckets=frozenset({stack.bucket})), tmp_path / "scratch", Stop(), Heart())
-    queue = SqsSource(stack.queue_url, Keeper(30), poll_seconds=0)
-    queue.receive().finish()
-    for name, text in wrong.items():
-        key = f"{'uploads' if way == 'metadata' else 'elsewhere'}/{name}.wav"
-        metadata = asked.as_metadata(((name, text),)) if way == "metadata" else {}
-        storage.upload(talk, f"s3://{stack.bucket}/{key}", metadata=metadata)
-        if way == "job":
-            body = json.dumps({"bucket": stack.bucket, "key": key, "options": {name: text}})
-            aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=body)
-    if way == "job":
-        odd = {"hotwords": {"a": [1]}, "initial_prompt": "\ud800"}
-        for name, value in odd.items():
-            body = json.dumps({"bucket": stack.bucket, "key": "elsewhere/volume.wav", "options": {name: value}})
-            aws.sqs().send_message(QueueUrl=stack.queue_url, MessageBody=body)
-            wrong |= {f"{name}": "odd"}
-    worker.work(shift, queue, worker.Terms(once=True))
+    named = {hand_over(stack, talk, way, name, {name: value}): word for name, (value, word) in wrong.items()}
+    work()
     assert not [*storage.listing(f"s3://{stack.bucket}/results/")]
     failures = [document(storage.read(address)) for address in storage.listing(f"s3://{stack.bucket}/failed/")]
-    said = [failure["error"] for failure in failures]
-    assert {error["code"] for error in said} == {"unsupported_option"}
-    names = {"language": "klingon", "formats": "doc", "suppress-tokens": "999999"}
-    for name in wrong:
-        assert [error for error in said if names.get(name, name.replace("_", "-")) in error["message"]], name
-    assert len(said) == len(wrong)
+    said = {failure["input"]["recording"]: failure["error"] for failure in failures}
+    assert said.keys() == named.keys()
+    assert {error["code"] for error in said.values()} == {"unsupported_option"}
+    assert [address for address, word in named.items() if word not in said[address]["message"]] == []
 
 
 def test_metadata_are_ascii_and_small():
     """Any text comes back as it was; what S3 would not keep is said, with the option to shorten."""
-    given = asked.from_job({"initial_prompt": "Jörg – 東京, 100 %\n„x“", "language": "de", "clip_timestamps": [1, 2.5]})
+    given = asked.from_job(
+        {"initial_prompt": " Jörg – 東京,  100 %\n„x“ ", "language": "de", "clip_timestamps": [1, 2.5]}
+    )
     metadata = asked.as_metadata(given)
-    assert all(text.isascii() and text.isprintable() for text in metadata.values())
+    assert all(text.isascii() and text.isprintable() and " " not in text for text in metadata.values())
     assert asked.from_metadata({name.upper(): text for name, text in metadata.items()} | {"other": "x"}) == given
     assert dict(given)["clip-timestamps"] == "1,2.5"
     with pytest.raises(TranscriptionError, match="shorten --initial-prompt"):
@@ -277,7 +294,7 @@ def test_metadata_are_ascii_and_small():
 
 # what an option changes: a recording, options, and what is to be seen of it, beside the transcript without
 REFUSED = (  # by --sequential
-    *("chunk_length", "batch_size", "best_of", "beam_size", "patience", "length_penalty"),
+    *("chunk_length", "batch_size", "short_windows", "best_of", "beam_size", "patience", "length_penalty"),
     "compression_ratio_threshold",
 )
 
@@ -321,6 +338,7 @@ SAID = [  # option, its value, the sound, what else is set, and what it changes:
         lambda on, off: on.segments[-1].end <= 4.1 < off.segments[-1].end,
     ),
     ("chunk_length", 4.0, "english", {}, lambda on, off: len(seeks(on)) > len(seeks(off))),
+    ("short_windows", True, "noise", LOUD, lambda on, off: on.text != off.text),
     ("vad", False, "tone", {}, lambda on, off: on.quality.coverage is not None and off.quality.coverage is None),
     ("vad_threshold", 1.0, "english", {}, lambda on, off: on.quality.coverage is None is not off.quality.coverage),
     ("initial_prompt", "something else", "noise", LOUD, lambda on, off: on.text != off.text),
@@ -401,9 +419,19 @@ def test_no_option_is_left_unused(engine_of, random_weights, name, value, sound,
     base = more | ({"sequential": True} if sequential else {})
     if sequential and name in REFUSED:
         with pytest.raises(Rejected, match=f"--{name.replace('_', '-')} has no use with --sequential"):
+            direct_transcribe.transcribe([], engine, Decoding(**base | {name: value}))
+        return
+    if kind != "torch" and name == "short_windows":
+        with pytest.raises(Rejected, match="--short-windows is of --engine torch"):
             engine.check(Decoding(**base | {name: value}))
         return
     assert changes(transcribed(engine, sound, base | {name: value}), transcribed(engine, sound, base))
+
+
+def test_text_of_beams_that_fails_is_drawn_by_chance_next(tiny):
+    """Beams are for temperature 0: a row that fails there is decoded again at the next one, as any other."""
+    options = LOUD | {"beam_size": 2, "temperature_increment_on_fallback": 1.0, "logprob_threshold": -0.001}
+    assert transcribed(tiny, "noise", options).quality.retried_rows > 0
 
 
 @pytest.mark.parametrize(("name", "value", "more"), SUBTITLES)
@@ -441,11 +469,14 @@ def test_what_is_tried_elsewhere_is_all_the_rest():
         ({"length_penalty": 1.0}, "--length-penalty has no use without"),
         ({"beam_size": 2, "temperature": 0.5}, "--beam-size has no use with a --temperature above 0"),
         ({"best_of": 2, "temperature_increment_on_fallback": 0.0}, "--best-of has no use"),
+        ({"temperature": 0.6, "temperature_increment_on_fallback": 0.5}, "on-fallback 0.5 leads above 1"),
         ({"max_line_width": 20}, "--max-line-width has no use without --word-timestamps"),
         ({"word_timestamps": True, "max_line_count": 2}, "--max-line-count has no use without --max-line-width"),
         ({"captions": True, "highlight_words": True}, "--highlight-words has no use with --captions"),
         ({"word_timestamps": True, "max_line_width": 9, "max_words_per_line": 2}, "--max-words-per-line has no use"),
         ({"vad": False, "vad_threshold": 0.7}, "--vad-threshold has no use with --no-vad"),
+        ({"language": "de", "language_detection_threshold": 0.7}, "--language-detection-threshold has no use with"),
+        ({"condition_on_previous_text": True, "batch_size": 2}, "--batch-size has no use with --condition-on"),
         ({"sequential": True, "condition_on_previous_text": True, "hotwords": "x"}, "--hotwords has no use"),
     ],
 )
@@ -457,10 +488,42 @@ def test_what_would_change_nothing_is_refused(options, said):
     combinations.refuse_unused(Decoding())
 
 
-def test_layouts_of_files_that_nobody_writes_are_refused():
-    """The worker and the command line know the formats."""
-    timed = replace(Decoding(), word_timestamps=True)
-    for layout in ({"max_words_per_line": 3}, {"highlight_words": True}):
-        combinations.refuse_unused(replace(timed, **layout), ("json", "vtt"))
-        with pytest.raises(Rejected, match="has no use without srt or vtt"):
-            combinations.refuse_unused(replace(timed, **layout), ("json", "txt"))
+@pytest.mark.parametrize(
+    ("option", "written", "others"),
+    [
+        ({"max_words_per_line": 3}, ("json", "vtt"), ("json", "txt")),
+        ({"highlight_words": True}, ("srt",), ("html",)),
+        ({}, ("html",), ("txt", "tsv", "png")),
+    ],
+)
+def test_words_and_layouts_of_files_that_nobody_writes_are_refused(option, written, others):
+    """The worker and the command line know the formats: the times of words don't show in the text alone."""
+    wanted = Decoding(word_timestamps=True, **option)
+    combinations.refuse_unused(wanted, written)
+    with pytest.raises(Rejected, match=f"--{[*option, 'word_timestamps'][0].replace('_', '-')} has no use without srt"):
+        combinations.refuse_unused(wanted, others)
+
+
+@pytest.mark.parametrize(
+    ("workers", "given", "left"),
+    [
+        ({"batch_size": 4}, {"sequential": True}, {}),
+        ({"beam_size": 5, "patience": 2.0}, {"temperature": 0.4}, {}),
+        ({"language_detection_threshold": 0.3}, {"language": "de"}, {}),
+        ({"captions": True, "word_timestamps": True}, {"max_words_per_line": 4, "captions": False}, "word_timestamps"),
+        ({"word_timestamps": True, "highlight_words": True}, {"captions": True}, "word_timestamps"),
+    ],
+)
+def test_a_workers_own_options_give_way(workers, given, left):
+    """An option of the worker's own that the recording's leave no use for is as if it was not given."""
+    found = combinations.fitted(Decoding(**workers | given), given, ("json", "srt"))
+    assert found == Decoding(**given | ({left: True} if left else {}))
+    combinations.refuse_unused(found, ("json", "srt"))
+
+
+def test_what_a_recording_asks_for_in_vain_is_refused():
+    """It is not for the recording's own options to give way, nor for those that don't disturb."""
+    with pytest.raises(Rejected, match="--max-line-width has no use with --captions"):
+        combinations.fitted(Decoding(captions=True, max_line_width=20), {"max_line_width"}, ("json", "srt"))
+    assert combinations.fitted(Decoding(captions=True), {"formats"}, ("json",)) == Decoding()
+    assert combinations.fitted(Decoding(beam_size=5), {"language"}, ("json",)) == Decoding(beam_size=5)

@@ -158,6 +158,52 @@ def test_a_dry_run_pins_nothing():
 
 
 @pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("--region eu-west-99", "--region eu-west-99: AWS has no region of that name"),
+        ("--var volume_gigabyte=80", "--var volume_gigabyte: it is none of log_agent, minimum_driver, minimum_free"),
+        ("--var model=openai/whisper-tiny", "--var model: use --model instead"),
+        ("--var spot=false", "--var spot: use --spot or --on-demand instead"),
+        ("--var base_image_id=ami-0123456789abcdef0", "--var base_image_id: use release.pkrvars.hcl instead"),
+        ("--var parts=/tmp", "--var parts: it is none of"),
+        ("--var volume_gigabytes", "--var volume_gigabytes: give it a value, as volume_gigabytes=VALUE"),
+        ("--zone us-east-1a", "--zone us-east-1a: it is none of eu-west-1, as eu-west-1a is"),
+        ("--zone eu-west-1", "--zone eu-west-1: it is none of eu-west-1, as eu-west-1a is"),
+        ("--zone eu-west-1a --subnet subnet-12345678", "a subnet is in one zone already, so give one of the two"),
+    ],
+)
+def test_what_can_not_be_meant_is_said_before_anything_is_done(monkeypatch, options, problem):
+    """In one line, with nobody asked, and without packer."""
+    monkeypatch.setenv("PACKER", "no-packer-is-here")
+    done = CliRunner().invoke(bake.bake, ["--dry-run", "--region", "eu-west-1", *options.split()])
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert problem in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "token", "problem"),
+    [
+        (["--var", "volume_gigabytes=3"], "", "--var volume_gigabytes: The volume_gigabytes must be from 8 to 1000."),
+        (["--var", "minimum_driver=new"], "", "--var minimum_driver: The value for minimum_driver is not compatible "),
+        (["--name", "my image"], "", "--name: The ami_name must be 3 to 128 letters, digits or ()./_- ."),
+        (
+            ["--instance-type", "large"],
+            "",
+            "--instance-type: The instance_types must be types of instances, such as m7i.xlarge.",
+        ),
+        ([], "hf_no token", "HF_TOKEN: The hf_token must be letters, digits and _ ."),
+    ],
+)
+def test_what_packer_refuses_is_said_as_it_was_given(monkeypatch, options, token, problem):
+    """The option is named with the rule that it broke, and nothing else of packer's many lines."""
+    require_tool("packer")
+    monkeypatch.setenv("HF_TOKEN", token)
+    done = CliRunner().invoke(bake.bake, ["--dry-run", *options])
+    assert (done.exit_code, done.output.splitlines()[-1].startswith(f"Error: {problem}")) == (1, True)
+    assert "checked by" not in done.output
+
+
+@pytest.mark.parametrize(
     ("line", "kind", "text"),
     [
         (

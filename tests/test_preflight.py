@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import boto3
 import pytest
@@ -102,6 +102,23 @@ def test_without_credentials_that_is_the_first_line(command):
     assert done.stderr == "Error: nothing was done: see credentials above\n"
 
 
+@pytest.mark.parametrize("region", ["eu-wset-1", "eu-west-1a"])
+def test_a_region_that_is_nowhere_is_said_before_anything_is_asked(account, region):
+    """A slip of the pen, or a zone: calls to it would be tried for many seconds."""
+    for command in ("status", "deploy"):
+        done = CliRunner().invoke(program.main, [command, "--region", region])
+        assert done.exit_code == 1
+        assert done.output == f"Error: --region {region}: AWS has no region of that name: did you mean eu-west-1?\n"
+
+
+def test_an_unknown_profile_is_one_line():
+    """It is found out before there is a client that could say so."""
+    with environment(clean_environment() | dict.fromkeys(FILES, os.devnull) | {"AWS_PROFILE": "nobodys"}):
+        done = CliRunner().invoke(program.main, ["status"])
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert "there is no such profile: see AWS_PROFILE" in done.output
+
+
 def test_credentials_are_told_with_their_account(account):
     """Whose account it is stands in the first line."""
     check = preflight.credentials(REGION)
@@ -117,10 +134,26 @@ def test_status_tells_instances_hours_and_cost(account, monkeypatch):
     assert report.wanted == 2
     text = "\n".join(status.lines(report))
     assert "instances  2 of 2 wanted" in text
+    assert f"so far     {report.hours:.1f} hours of these instances, ${report.cost:.2f}\n" in text
     monkeypatch.setattr(fleet, "prices", _refuse)
     unknown = fleet_report.make(account, datetime(2100, 1, 1, tzinfo=UTC))
     assert unknown.cost is None
     assert "the cost is unknown: not allowed" in "\n".join(status.lines(unknown))
+
+
+def test_status_has_the_hours_of_instances_that_have_ended(account):
+    """The group counts its instances each minute: two for an hour and a half are three hours, long after they ended."""
+    metric = {
+        "MetricName": "GroupInServiceInstances",
+        "Dimensions": [{"Name": "AutoScalingGroupName", "Value": GROUP}],
+        "Value": 2.0,
+    }
+    began = datetime(2099, 12, 10, tzinfo=UTC)
+    counts = [metric | {"Timestamp": began + timedelta(minutes=minute)} for minute in range(90)]
+    boto3.client("cloudwatch").put_metric_data(Namespace="AWS/AutoScaling", MetricData=counts)
+    report = fleet_report.make(account, datetime(2100, 1, 1, tzinfo=UTC))
+    assert report.month_hours == pytest.approx(3.0)
+    assert "30 days    3.0 instance hours in service" in "\n".join(status.lines(report))
 
 
 def test_status_says_which_alarms_stand_and_why(account):

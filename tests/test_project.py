@@ -251,7 +251,8 @@ def test_the_queue_of_the_readme_gets_what_is_uploaded(emulator):
     storage.store("s3://readme/uploads/a.wav", b"sound")
     assert [upload.address for upload in source.receive().uploads] == ["s3://readme/uploads/a.wav"]
     attributes = aws.sqs().get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]
-    assert int(json.loads(attributes["RedrivePolicy"])["maxReceiveCount"]) == 5
+    of_the_stack = int(re.search(r"maxReceiveCount: (\d+)", (ROOT / "infra/stack.yaml").read_text())[1])
+    assert int(json.loads(attributes["RedrivePolicy"])["maxReceiveCount"]) == of_the_stack
 
 
 def test_contributing_has_the_layers_that_are_checked():

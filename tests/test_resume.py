@@ -27,11 +27,33 @@ def test_what_was_finished_is_there_for_the_next_try(address):
     first.save()
     second = Progress(address, load(address))
     assert second.finished == dict(ROWS[:1])
+    second.add(Advance(10.0, ROWS[:1]))  # they come by again, and are still the same
     second.add(Advance(20.0, ROWS[1:]))
     second.save()
     assert load(address) == Advance(20.0, ROWS)
     resume.forget(address)
     assert load(address) == NOTHING
+
+
+def test_what_could_not_be_stored_is_stored_the_next_time(address, monkeypatch, caplog):
+    """A moment without S3 costs nothing: all rows are there after the next saving, each once."""
+    progress = Progress(address)
+    progress.add(Advance(10.0, ROWS[:1]))
+    with monkeypatch.context() as away:
+        away.setattr(storage, "_put_object", fail)
+        away.setattr(storage, "_put_file", fail)
+        progress.save()
+    assert "no route" in caplog.text
+    assert not progress.kept
+    progress.save()
+    progress.add(Advance(20.0, ROWS[1:]))
+    progress.save()
+    assert load(address) == Advance(20.0, ROWS)
+
+
+def fail(*_arguments, **_named):
+    """Be a storage that is away."""
+    raise OSError("no route")
 
 
 def test_nothing_new_is_not_saved(address):

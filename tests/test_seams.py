@@ -53,6 +53,18 @@ def test_no_word_is_lost_or_doubled(seed, shifts, edges):
     assert joined(left, right) == (words, True)
 
 
+@given(
+    seed=st.integers(0, 9999),
+    shared=st.sampled_from([1.25, 1.5, 2.5]),
+    shifts=st.tuples(st.floats(-0.05, 0.05), st.floats(-0.05, 0.05)),
+)
+def test_short_chunks_are_joined_too(seed, shared, shifts):
+    """Chunks of 5 s, as where the language changes, share little more than a second: nobody can agree for longer."""
+    words = random.Random(seed).choices(range(10), k=40)  # noqa: S311 - chance without secrets
+    left, right = spoken(words, 0, 6 + shared, shift=shifts[0]), spoken(words, 6, 20, shift=shifts[1])
+    assert joined(left, right, Span(6, 6 + shared)) == (words, True)
+
+
 def test_a_word_cut_at_an_edge_is_not_taken():
     """What a side makes of the half word at its edge is left out: the other side heard it whole."""
     words = list(range(120))

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 
-from run_transcription import service
+from run_transcription import options, service
 from run_transcription.errands import Shift
 from run_transcription.errors import BrokenOff
 from run_transcription.interruption import Stop
@@ -48,7 +49,7 @@ def test_progress_is_saved_as_often_as_that_is_cheap(shift, monkeypatch, batch, 
     while len(saved) < 4:
         clock.now += batch
         keeping.after_batch(Advance(clock.now, ()))
-    assert saved[0] >= 5.0  # a short job is not worth it
+    assert saved[0] >= 2.0  # a short job is not worth it
     assert saved[3] - saved[2] == pytest.approx(between)
 
 
@@ -77,3 +78,22 @@ def test_any_number_of_failures_has_its_pause(shift):
     """A worker whose queue is away for a night must be there in the morning."""
     shift.stop.ask("a test", 0)
     service.pause(5000, shift)
+
+
+def test_an_end_in_a_hurry_gives_back_first_and_lets_the_instance_go_then(shift, monkeypatch):
+    """The group ends an instance at once when it is let go: nothing may be left in its hands."""
+    done = []
+    keeper = SimpleNamespace(release_all=lambda: done.append("messages") or 1)
+    monkeypatch.setattr(options, "end_at_once", done.append)
+    service.abandon(shift, keeper, lambda: done.append("instance"), "a test", 0)
+    assert done == ["messages", "instance", 0]
+    assert not shift.folder.exists()
+
+
+def test_a_group_that_does_not_answer_keeps_no_process(tmp_path, monkeypatch):
+    """Whoever is asked at the end has seconds."""
+    done = []
+    monkeypatch.setattr(options, "end_at_once", done.append)
+    monkeypatch.setattr(service, "LETTING_GO_SECONDS", 0.1)
+    service.leave(tmp_path, threading.Event().wait, "a test", 1)
+    assert done == [1]

@@ -21,7 +21,7 @@ from permissions import Call, Grant
 from policies import allows, denies
 
 from run_transcription import __main__ as program
-from run_transcription import aws, changes, ec2, fleet, fleet_report, preflight, sources, stacks, storage
+from run_transcription import aws, changes, dead_letters, ec2, fleet, fleet_report, preflight, sources, stacks, storage
 from run_transcription.errors import TranscriptionError
 
 ROOT = Path(__file__).parents[1]
@@ -79,19 +79,24 @@ def life(emulator, patched, tmp_path_factory):
     found = Life(tmp_path_factory.mktemp("life"))
     patched.setenv("TRANSCRIBE_STACK", NAME)
     patched.setattr(changes, "PAUSES", (0.05,))
+    patched.setattr(dead_letters, "POLL_SECONDS", 0)  # the emulator has one server, which knows all
     topic = have_an_account()
-    with permissions.recorded(patched) as found.calls["deployer"]:
-        make(found, topic)
-    stack = stacks.find(NAME, permissions.REGION)
-    read_policies(found, stack)
-    put_recordings(found, stack)
-    with permissions.recorded(patched) as calls:
-        run("submit", found.folder / "talk.wav", "--bucket", BUCKET)
-        run("backfill", "s3://calls/old/")
-        run("backfill", f"s3://{BUCKET}/uploads/")
-        found.said["nothing to send"] = run("backfill", "s3://calls/nothing/", status=1).stderr
-    found.calls["operator"] = set(calls)
-    found.calls["worker"] = work(found, stack, topic, patched) | calls_of_an_instance(patched)
+    files = [found.folder / f"calls-{number}.json" for number in range(2)]
+    with recorded_program.started(files) as workers:  # which import while the stack is made
+        with permissions.recorded(patched) as found.calls["deployer"]:
+            make(found, topic)
+        stack = stacks.find(NAME, permissions.REGION)
+        read_policies(found, stack)
+        put_recordings(found, stack)
+        with permissions.recorded(patched) as calls:
+            run("submit", found.folder / "talk.wav", "--bucket", BUCKET)
+            run("backfill", "s3://calls/old/")
+            run("backfill", f"s3://{BUCKET}/uploads/")
+            found.said["nothing to send"] = run("backfill", "s3://calls/nothing/", status=1).stderr
+        found.calls["operator"] = set(calls)
+        found.calls["worker"] = give_back(stack, patched) | calls_of_an_instance(patched)
+        work(found, stack, topic, workers)
+    found.calls["worker"] |= set().union(*(recorded_program.calls_in(file) for file in files))
     write_log(stack)
     with permissions.recorded(patched) as calls:
         look_after(found)
@@ -170,11 +175,16 @@ def put_recordings(found, stack):
         aws.sqs().send_message(QueueUrl=stack.live_url, MessageBody=json.dumps({"what": "is this"}))
 
 
-def work(found, stack, topic, patched):
-    """Let two worker processes do all there is, told what to do by the template's user data; return their calls."""
+def give_back(stack, patched):
+    """Do what a worker does that is told to stop; return its calls."""
     aws.sqs().send_message(QueueUrl=stack.backfill_url, MessageBody='{"bucket": "calls", "key": "in/later.wav"}')
     with permissions.recorded(patched) as calls:
-        sources.SqsSource(stack.backfill_url).receive().release()  # as a worker does that is told to stop
+        sources.SqsSource(stack.backfill_url).receive().release()
+    return set(calls)
+
+
+def work(found, stack, topic, workers):
+    """Let the worker processes do all there is, told what to do by the template's user data."""
     names = user_data.NAMES | {"LiveQueue": stack.live_url, "BackfillQueue": stack.backfill_url, "Bucket": BUCKET}
     (told, *_) = yaml.safe_load(user_data.text(names, topic, ("calls",)))["write_files"]
     model = tiny_whisper.make(found.folder / "tiny")
@@ -182,15 +192,10 @@ def work(found, stack, topic, patched):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSCRIBE_")}
     environment |= user_data.environment(told["content"])
     environment |= {"TRANSCRIBE_HOME": str(found.folder / "home"), "OMP_NUM_THREADS": "1"}
-    files = [found.folder / f"calls-{number}.json" for number in range(2)]
-    workers = [recorded_program.start(file, "worker", *options, environment=environment) for file in files]
-    try:
-        said = [worker.communicate(timeout=300)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
+    for worker in workers:
+        recorded_program.tell(worker, "worker", *options, environment=environment)
+    said = [worker.communicate(timeout=300)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said
-    return set(calls).union(*(recorded_program.calls_in(file) for file in files))
 
 
 def write_log(stack):
@@ -203,6 +208,7 @@ def write_log(stack):
 def look_after(found):
     """Ask for everything, and decide about the dead letters."""
     found.said["results"] = run("results", "uploads/talk.wav").output
+    found.said["results elsewhere"] = run("results", "in/call.wav", "--bucket", "calls").output
     found.said["status"] = run("status").output
     found.said["json"] = run("status", "--json").stdout
     found.said["count"] = run("backfill", "s3://calls/old/", "--count").stdout
@@ -210,15 +216,18 @@ def look_after(found):
     first, second = (line.split()[0] for line in found.said["dlq"].splitlines())
     found.said["dlq show"] = run("dlq", "show", first).stdout
     run("dlq", "redrive", first)
+    found.said["dlq refusal"] = run("dlq", "drop", "--all", status=1).stderr  # nobody answers
     run("dlq", "drop", second, "--yes")
-    found.said["dlq left"] = run("dlq", "list").stdout
-    found.said["logs"] = run("logs").stdout
+    found.said["dlq left"] = run("dlq", "list").output
+    found.said["dlq none"] = run("dlq", "redrive", "--all").output + run("dlq", "drop", "--all").output
+    found.said["logs"] = run("logs").output
+    found.said["no logs"] = run("logs", "--minutes", 0).output
 
 
 def hears_of(key):
     """Put an object into the stack's bucket, and return what comes into the live queue."""
     storage.store(f"s3://{BUCKET}/{key}", b"sound")
-    source = sources.SqsSource(stacks.find(NAME, permissions.REGION).live_url)
+    source = sources.SqsSource(stacks.find(NAME, permissions.REGION).live_url, poll_seconds=1)
     heard = []
     while (delivery := source.receive()) is not None:
         heard += [upload.address for upload in delivery.uploads]
@@ -252,6 +261,17 @@ def test_a_rehearsal_shows_all_and_leaves_nothing(life):
     assert life.said["after rehearsal"].startswith(f"Error: there is no stack {NAME}")
 
 
+def test_a_rehearsal_shows_what_would_be_made_before_there_is_an_image(emulator, monkeypatch):
+    """The first thing that a newcomer types: what is lacking is said, and the stack is shown nevertheless."""
+    monkeypatch.setattr(changes, "PAUSES", (0.05,))
+    monkeypatch.setattr(preflight, "CHECKS", preflight.CHECKS[:2])  # the emulator has neither quotas nor prices
+    done = run("deploy", "--stack", "first", "--dry-run", status=1)
+    assert "TO DO image            cannot read /transcribe/ami/latest: " in done.stdout
+    assert "Add     Group                    AWS::AutoScaling::AutoScalingGroup" in done.stdout
+    assert done.stderr == "Error: nothing was done: see image above\n"
+    assert stacks.describe("first", permissions.REGION) is None
+
+
 def test_without_an_answer_nothing_is_done(life):
     """An end of the input is a no, and leaves no more than a rehearsal."""
     assert life.said["refusal"].startswith(f"carry that out on {NAME} in us-east-1? [y/N]: ")
@@ -282,6 +302,7 @@ def test_recordings_of_all_ways_in_are_transcribed_into_the_stacks_bucket(life):
     done = {path[1] for path in found if path}
     assert done == {"results/uploads/talk.wav", "results/in/call.wav", "results/old/call.wav"}
     assert "COMPLETED" in life.said["results"]
+    assert f"s3://{BUCKET}/results/in/call.wav/" in life.said["results elsewhere"]
     assert life.said["count"] == "1 of 1 done\n"
 
 
@@ -304,7 +325,9 @@ def test_dead_letters_are_listed_shown_sent_again_and_dropped(life):
     """Poison stands there with its reason, until a person says what becomes of it."""
     assert life.said["dlq"].count("unreadable: ") == 2
     assert json.loads(life.said["dlq show"]) == {"what": "is this"}
-    assert life.said["dlq left"] == ""
+    assert life.said["dlq refusal"].startswith("delete 1 of 1 messages for good? [y/N]: ")
+    assert life.said["dlq left"] == "there are no dead letters\n"
+    assert life.said["dlq none"] == 2 * life.said["dlq left"]  # and nobody is asked
 
 
 def test_status_and_logs_say_what_is_there(life):
@@ -313,6 +336,7 @@ def test_status_and_logs_say_what_is_there(life):
     assert "fleet      none: MaxWorkers is 0" in life.said["status"]
     assert json.loads(life.said["json"])["queues"][2] == {"role": "dead", "waiting": 2, "in_work": 0}
     assert life.said["logs"] == 'i-1 {"finished": 1}\n'
+    assert life.said["no logs"] == "no line of the last 0 minutes: --minutes goes further back\n"
 
 
 def test_the_bucket_outlives_the_stack_and_is_taken_up_again(life):

@@ -6,7 +6,7 @@ import os
 import pytest
 from botocore.stub import Stubber
 
-from run_transcription import aws, storage
+from run_transcription import aws, storage, writers
 from run_transcription.demo.emulator import environment
 from run_transcription.errors import Rejected, TranscriptionError
 
@@ -31,6 +31,14 @@ def test_what_is_stored_is_read_again(root, name):
     assert stored.sha256 == hashlib.sha256(b"text").hexdigest()
     assert storage.exists(address)
     assert not storage.exists(address + "x")
+
+
+@pytest.mark.parametrize("extension", [writer.extension for writer in writers.FORMATS.values()])
+def test_browsers_show_what_is_stored(stack, extension):
+    """On S3 each format has its type: a page without one would be saved, and not shown."""
+    storage.store(f"s3://{stack.bucket}/results/a.b/transcript{extension}", b"x")
+    kind = aws.s3().head_object(Bucket=stack.bucket, Key=f"results/a.b/transcript{extension}")["ContentType"]
+    assert kind == storage.KINDS[f".{extension.rpartition('.')[2]}"]
 
 
 def test_storing_again_replaces(root):

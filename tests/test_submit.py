@@ -124,11 +124,12 @@ def test_an_absent_bucket_is_one_line(emulator, talk):
 
 
 def test_waiting_ends_with_the_result(stack, root, talk):
-    """The address of the json is said as soon as it is there."""
+    """The address of the json is said as soon as it is there, and before that, who is waited for."""
     with finishing(root, "uploads/a talk+é.wav"):
         done = run(talk, "--bucket", stack.bucket, "--wait")
     assert done.exit_code == 0, done.output
     assert f"done → {root}/results/uploads/a talk+é.wav/{FIRST}/transcript.json" in done.stderr
+    assert f"waiting for what a worker of the bucket writes below {root}/results/\n" in done.stderr
 
 
 def test_waiting_for_a_bad_recording_ends_with_its_reason(stack, root, talk):

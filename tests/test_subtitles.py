@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from golden.make_golden import LAYOUTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_writers import completed, segment, written
@@ -18,15 +19,6 @@ from run_transcription.records import Decoding, Word
 from run_transcription.subtitles import cues
 
 GOLDEN = Path(__file__).parent / "golden"
-LAYOUTS = {
-    "plain": {},
-    "width": {"max_line_width": 20},
-    "lines": {"max_line_width": 16, "max_line_count": 2},
-    "line": {"max_line_width": 30, "max_line_count": 1},
-    "few": {"max_words_per_line": 3},
-    "highlight": {"highlight_words": True},
-    "marked-lines": {"max_line_width": 16, "max_line_count": 2, "highlight_words": True},
-}
 
 
 def spoken(words, **changes):
@@ -70,7 +62,7 @@ def test_an_arrow_in_a_word_begins_no_cue():
 def test_captions_keep_their_limits(seed, pace):
     """Two lines of 42 characters, 1 to 7 s, 17 characters a second; each word once, in order, and no two at a time."""
     line = talk(seed, pace=pace)
-    found = captions.captions([line])
+    found = captions.captions(line.words)
     assert " ".join(" ".join(cue.text.split("\n")) for cue in found).split() == line.text.split()
     assert all(len(cue.text.split("\n")) <= 2 for cue in found)
     assert max(len(part) for cue in found for part in cue.text.split("\n")) <= 42
@@ -85,7 +77,7 @@ def test_captions_keep_their_limits(seed, pace):
 
 def test_captions_of_slow_speech_can_be_read():
     """Where people speak at an ordinary pace every cue is shown for at least 1 s and can be read in time."""
-    found = captions.captions([talk(7, 300.0, 0.6)])
+    found = captions.captions(talk(7, 300.0, 0.6).words)
     in_time = [len(cue.text) / (cue.end - cue.start) <= captions.PACE + 1e-6 for cue in found]
     assert sum(in_time) >= 0.98 * len(in_time)
     assert sum(cue.end - cue.start >= 1 - 1e-6 for cue in found) >= 0.98 * len(found)
@@ -100,7 +92,7 @@ def test_captions_are_cut_at_sentences_and_clauses():
     for word in text.split():
         words.append(Word(f" {word}", at, at + 0.3, 1.0))
         at += 0.32
-    found = [cue.text for cue in captions.captions([spoken(words)])]
+    found = [cue.text for cue in captions.captions(words)]
     assert [cue.replace("\n", " ") for cue in found] == [
         "When the rain had stopped at last, the whole town went out.",
         "Nobody stayed at home, not even the mayor himself.",
@@ -110,12 +102,31 @@ def test_captions_are_cut_at_sentences_and_clauses():
 
 def test_a_word_longer_than_a_line_is_kept():
     """Nothing is left out for the limits."""
-    line = spoken([Word(" " + "x" * 100, 0.0, 1.0, 1.0), Word(" y", 1.0, 1.2, 1.0)])
-    assert "".join("".join(cue.text.split()) for cue in captions.captions([line])) == "x" * 100 + "y"
+    words = [Word(" " + "x" * 100, 0.0, 1.0, 1.0), Word(" y", 1.0, 1.2, 1.0)]
+    assert "".join("".join(cue.text.split()) for cue in captions.captions(words)) == "x" * 100 + "y"
 
 
-def test_channels_have_captions_of_their_own():
-    """Words of two speakers are not mixed into one cue."""
-    one = spoken([Word(" a", 0.0, 0.5, 1.0), Word(" b", 0.6, 1.0, 1.0)], channel=1)
+def test_a_word_that_takes_long_is_shown_no_longer_than_a_cue():
+    """Where a word is sung, or its end was not found, its cue ends after 7 s."""
+    (sung, after) = captions.captions([Word(" a", 0.0, 20.0, 1.0), Word(" b", 20.0, 20.3, 1.0)])
+    assert (sung.start, sung.end) == (0.0, 7.0)
+    assert after.start >= 19.5
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, ["a b", "c", "d"]),
+        ({"max_line_width": 20, "max_line_count": 2}, ["a b d", "c"]),
+        ({"highlight_words": True}, ["<u>a</u> b", "<u>c</u>", "a <u>b</u>", "<u>d</u>"]),
+        ({"captions": True}, ["a b d", "c"]),
+    ],
+)
+def test_channels_have_cues_of_their_own(options, wanted):
+    """Words of two speakers are in no layout mixed into one cue, and cues come in order of time."""
+    one = spoken([Word(" a", 0.0, 0.5, 1.0), Word(" b", 0.5, 1.0, 1.0)], channel=1)
     other = spoken([Word(" c", 0.2, 0.7, 1.0)], channel=2)
-    assert sorted(cue.text for cue in captions.captions([one, other])) == ["a b", "c"]
+    again = spoken([Word(" d", 1.2, 1.7, 1.0)], channel=1)
+    found = [*cues([one, other, again], Decoding(word_timestamps=True, **options))]
+    assert [cue.text for cue in found] == wanted
+    assert [cue.start for cue in found] == sorted(cue.start for cue in found)

@@ -150,6 +150,8 @@ def test_words_are_never_cut_inside_a_sign():
     chinese = replace(cut_segment("你好".encode()), language="zh")
     first, second = tokens.words(chinese, WideBytes())
     assert (first.text, second.text, first.end) == ("你", "好", pytest.approx(1))
+    mixed = replace(cut_segment("你go, ok好".encode()), language="zh")  # as is a translation: it stays Latin
+    assert [word.text for word in tokens.words(mixed, WideBytes())] == ["你", "go,", " ok", "好"]
     (kept,) = (tokens.part(chinese, [second], WideBytes()),)
     assert (kept.text, kept.start, kept.end, len(kept.tokens)) == ("好", 1, 2, 3)
 

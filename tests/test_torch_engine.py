@@ -1,5 +1,6 @@
 """Tests of run_transcription.engines.torch_engine, against transformers used the long way round."""
 
+import copy
 import os
 import re
 import subprocess
@@ -15,8 +16,9 @@ from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForCo
 
 from run_transcription import batches
 from run_transcription.batches import Decoder
-from run_transcription.engines import assemble, long_form, vocabulary
+from run_transcription.engines import assemble, greedy, long_form, vocabulary
 from run_transcription.engines.choosing import Chooser
+from run_transcription.engines.encoder import encode
 from run_transcription.engines.torch_engine import TorchEngine
 from run_transcription.errors import ModelNotLoaded, OutOfMemory, Rejected, TranscriptionError
 from run_transcription.records import Chunk, Decoding, ModelFacts
@@ -58,14 +60,14 @@ def windows():
 
 @pytest.fixture
 def calls(engine):
-    """Count how often encoder and decoder are called."""
+    """Count how often encoder and decoder come to their last layer norm."""
     counted = {"encoder": 0, "decoder": 0}
 
     def count(name):
         return lambda *_: counted.__setitem__(name, counted[name] + 1)
 
     model = engine._model.model
-    hooks = [getattr(model, name).register_forward_hook(count(name)) for name in counted]
+    hooks = [getattr(model, name).layer_norm.register_forward_hook(count(name)) for name in counted]
     yield counted
     for hook in hooks:
         hook.remove()
@@ -104,6 +106,25 @@ def test_rows_equal_those_of_transformers(engine, folder, windows):
         assert row.no_speech_prob == pytest.approx(first[engine._vocabulary.no_speech].item(), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(),
+        replace(ENGLISH, initial_prompt="a", hotwords="b"),
+        replace(ENGLISH, temperature=0.6, best_of=2),
+        replace(ENGLISH, suppress_tokens=(72, 80, 90)),
+    ],
+)
+def test_steps_of_our_own_give_what_generate_gives(engine, windows, decoding, monkeypatch):
+    """Token ids are those of `generate` in the same batch, with prompts, by chance and with tokens left out."""
+    ours = engine.transcribe(windows, decoding).rows
+    monkeypatch.setattr(greedy, "applies", lambda _: False)
+    theirs = engine.transcribe(windows, decoding).rows
+    assert [row.tokens for row in ours] == [row.tokens for row in theirs]
+    for row, other in zip(ours, theirs, strict=True):
+        assert row.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-5)
+
+
 def test_rows_end_where_the_model_ends_them(folder, windows):
     """End of text and the padding behind it are no tokens; the end's own probability counts, as at openai."""
     model = assemble.mapped_model(folder, "float32", "sdpa")
@@ -121,6 +142,26 @@ def test_rows_end_where_the_model_ends_them(folder, windows):
         assert ends.tokenizer.end_of_text not in row.tokens
         assert row.tokens == alone.tokens
         assert row.avg_logprob == pytest.approx(alone.avg_logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("positions", [100, 1500])
+def test_the_encoder_hears_short_windows_as_a_shorter_model_does(engine, positions):
+    """What it makes of fewer frames is what transformers' encoder gives whose positions are cut off there."""
+    features = torch.randn(2, 80, 2 * positions, generator=torch.Generator().manual_seed(1))
+    shorter = copy.deepcopy(engine._model.model.encoder)
+    shorter.config.max_source_positions = positions
+    shorter.embed_positions = torch.nn.Embedding.from_pretrained(shorter.embed_positions.weight[:positions])
+    with torch.inference_mode():
+        wanted = shorter(features).last_hidden_state
+        assert torch.equal(encode(engine._model, features).last_hidden_state, wanted)
+
+
+def test_short_windows_are_padded_by_a_second(engine, windows):
+    """The longest window of the batch says how much is heard: 20 s for 18.75, never more than a full window."""
+    long, second, _, third = windows
+    assert engine._features([second, third], short=True).shape[-1] == 2000
+    assert engine._features([second], short=True).shape[-1] == 200
+    assert engine._features([long, second], short=True).shape[-1] == engine._features([second]).shape[-1] == 3000
 
 
 def test_the_encoder_runs_once_for_a_batch(engine, windows, calls):
@@ -261,7 +302,7 @@ folder = pathlib.Path(sys.argv[1])
 engine = TorchEngine(assemble.mapped_model(folder, "float32", "sdpa"), vocabulary.read(folder), ModelFacts(*["-"] * 5))
 for _ in range(2):
     print(len(engine.transcribe([numpy.zeros(16000, "float32")] * 2, Decoding()).rows))
-engine.transcribe_sequentially(numpy.ones(16000, "float32"), Decoding())
+engine.transcribe_sequentially(numpy.ones(16000, "float32"), Decoding(), lambda _: None)
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -331,7 +372,7 @@ def test_no_room_is_said(engine, windows, error, monkeypatch):
         engine.transcribe(windows, ENGLISH)
     monkeypatch.setattr(long_form, "passed", fail)
     with pytest.raises(OutOfMemory, match="does not fit into memory: leave --sequential out"):
-        engine.transcribe_sequentially(windows[0], ENGLISH)
+        engine.transcribe_sequentially(windows[0], ENGLISH, lambda _: None)
     error = RuntimeError("something else")
     with pytest.raises(RuntimeError, match="something else"):
         engine.transcribe(windows, ENGLISH)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,20 +18,12 @@ from run_transcription import vad
 from run_transcription.engines.silero import Silero
 from run_transcription.hearing import Region
 from run_transcription.records import SAMPLE_RATE
-from tools import require_tool
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 
 @pytest.fixture(scope="module")
-def speech():
+def speech(scene):
     """Two and a half minutes of conversation, then of speech in noise."""
-    require_tool("espeak-ng")
-    import scenes
-
-    clips = scenes.small_bank(1)
-    names = ("conversation", "10 dB SNR")
-    return np.concatenate([each.make(clips, 75.3, 5).samples for each in scenes.SPEECH if each.name in names])
+    return np.concatenate([scene(name, 75.3, 5).samples for name in ("conversation", "10 dB SNR")])
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +76,28 @@ def test_probabilities_are_those_of_the_package(package, speech):
 def test_regions_do_not_depend_on_the_blocks(speech):
     """A recording that comes in other parts has the same regions."""
     assert heard(speech, [1, 7 * SAMPLE_RATE + 13, 60 * SAMPLE_RATE]) == heard(speech)
+
+
+def test_a_short_recording_is_not_filled_up():
+    """Half a second costs the detector half a second, not a strip of 16."""
+    seen = []
+
+    def detector(strips):
+        seen.append(strips.shape)
+        return np.zeros((len(strips), strips.shape[1] // vad.FRAME), np.float32)
+
+    heard(np.ones(SAMPLE_RATE // 2, np.float32), detector=detector)
+    heard(np.ones(40 * SAMPLE_RATE, np.float32), detector=detector)
+    assert seen == [(1, 16 * vad.FRAME), (3, vad.STRIP)]
+
+
+def test_recordings_that_are_heard_at_once_share_a_thread(speech):
+    """Each is heard as if it were alone; memory and cores are those of one."""
+    parts = np.split(speech[: 8 * vad.STRIP], 4)
+    alone = [heard(part) for part in parts]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(heard, parts)) == alone
+    assert sum(thread.name.startswith("silero") for thread in threading.enumerate()) == 1
 
 
 def test_a_quiet_recording_has_no_regions():

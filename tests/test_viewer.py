@@ -135,6 +135,29 @@ def test_it_plays_follows_and_jumps(shown):
     assert page.ask("document.querySelectorAll('[aria-current]').length") == 1
 
 
+def test_it_follows_two_channels(shown):
+    """A short answer inside a long sentence is marked while it is heard, and the sentence again behind it."""
+    long = replace(spoken("alpha bravo charlie delta echo foxtrot golf hotel", 1.0, rate=1.0), channel=1)
+    short = replace(spoken("india", 3.2, rate=0.3), channel=2)
+    page = shown(long, short)
+    page.wait(READY)
+    for seconds, word in ((2.1, "bravo"), (3.3, "india"), (6.1, "foxtrot")):
+        page.ask(f"document.getElementById('audio').currentTime = {seconds}")
+        page.wait(f"document.querySelector('.word.now')?.textContent === '{word}'")
+        assert word in page.ask(NOW)
+    assert page.ask(NOW).startswith("channel 1")
+
+
+def test_a_translation_is_read_aloud_in_english():
+    """The text's language is said, not the one that was heard: the page's, and each segment's."""
+    said = completed(segment(" Good morning.", language="ja"))
+    heard = replace(said, transcript=replace(said.transcript, language="ja"))
+    for task, language in (("translate", "en"), ("transcribe", "ja")):
+        page = viewer.page(replace(heard, transcript=replace(heard.transcript, task=task)))
+        assert f'<html lang="{language}">' in page.decode()
+        assert page_data(page)["segments"][0]["language"] == language
+
+
 def test_it_searches(shown):
     """Every match is counted and marked whatever its case; Enter goes from one to the next and jumps there."""
     page = shown(*TALK)
@@ -206,8 +229,9 @@ def test_it_asks_nobody_for_anything(shown):
     assert len(opened) == 2
     assert all(address.startswith("file:") for address in opened)
     assert page.ask("fetch('https://example.org/').then(() => 'asked', () => 'refused')") == "refused"
-    shown(*TALK, query="?audio=nowhere.wav")
+    shown(*TALK, query="#audio=nowhere.wav?x=1&y=2")
     page.wait("!document.getElementById('trouble').hidden")
+    assert page.ask("document.getElementById('audio').src").endswith("/nowhere.wav?x=1&y=2")
 
 
 def test_pictures_can_be_looked_at(shown, tmp_path):

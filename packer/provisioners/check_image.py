@@ -7,8 +7,10 @@ MINIMUM_DRIVER, LOG_AGENT and MINIMUM_FREE_GIGABYTES are read from the environme
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -75,16 +77,24 @@ def installed(name: str) -> str | None:
 
 def driver() -> list[str]:
     """Compare NVIDIA's driver with what torch's CUDA wants; a torch without CUDA wants none."""
-    import torch
-
-    if torch.version.cuda is None:
+    cuda = cuda_of_torch()
+    if cuda is None:
         print("this torch has no CUDA: no driver is looked for")
         return []
     found, wanted = driver_version(), int(os.environ["MINIMUM_DRIVER"])
     if found is None:
-        return [f"there is no NVIDIA driver, and torch is built for CUDA {torch.version.cuda}"]
+        return [f"there is no NVIDIA driver, and torch is built for CUDA {cuda}"]
     major = int(found.partition(".")[0])
-    return [f"the driver {found} is too old for CUDA {torch.version.cuda}: it wants {wanted}"] if major < wanted else []
+    return [f"the driver {found} is too old for CUDA {cuda}: it wants {wanted}"] if major < wanted else []
+
+
+def cuda_of_torch() -> str | None:
+    """Return the CUDA that torch is built for, by its own note: to import torch for that would take seconds."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return None  # `versions` says that it is lacking
+    cuda: str | None = runpy.run_path(str(Path(torch.origin).with_name("version.py")))["cuda"]
+    return cuda
 
 
 def driver_version() -> str | None:

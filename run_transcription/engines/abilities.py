@@ -6,7 +6,6 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from run_transcription import combinations
 from run_transcription.engines.prompts import prompt_ids
 from run_transcription.engines.rows import Start, complete, language_code
 from run_transcription.errors import Rejected
@@ -44,7 +43,6 @@ class Abilities:
 
     def check(self, decoding: Decoding) -> Decoding:
         """Return it with its languages as codes; raise Rejected (unsupported_option) where this model can't so."""
-        combinations.refuse_unused(decoding)
         if decoding.task == "translate" and "translate" not in self.tasks:
             raise self.refused("can't translate: use --task transcribe, or a multilingual model")
         if decoding.task == "translate" and self.pruned:

@@ -12,9 +12,9 @@ import torch
 from transformers import EncoderDecoderCache
 from transformers.cache_utils import DynamicCache
 from transformers.generation.logits_process import (
+    LogitsProcessor,
     LogitsProcessorList,
     SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
     WhisperTimeStampLogitsProcessor,
 )
 
@@ -49,6 +49,18 @@ class _Row:
     finished: list[Beam] = field(default_factory=list)
 
 
+class _Suppressing(LogitsProcessor):  # type: ignore[misc] # transformers is not typed
+    """Leaves tokens out; transformers' own sorts the whole vocabulary for it at each step."""
+
+    def __init__(self, ids: torch.Tensor) -> None:
+        """Take the ids that are never written."""
+        self._ids = ids
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - its signature
+        """Return scores in which they are impossible."""
+        return scores.index_fill(1, self._ids, -torch.inf)
+
+
 def processors(model: WhisperForConditionalGeneration, suppressed: Sequence[int], begin: int) -> LogitsProcessorList:
     """Return the rules of Whisper's text for ids that begin at a place: what is suppressed, and where times stand."""
     settings, device = model.generation_config, model.device
@@ -56,7 +68,7 @@ def processors(model: WhisperForConditionalGeneration, suppressed: Sequence[int]
     if settings.begin_suppress_tokens:
         rules.append(SuppressTokensAtBeginLogitsProcessor(settings.begin_suppress_tokens, begin, device=device))
     if suppressed:
-        rules.append(SuppressTokensLogitsProcessor(suppressed, device=device))
+        rules.append(_Suppressing(torch.tensor(suppressed, device=device)))
     rules.append(WhisperTimeStampLogitsProcessor(settings, begin_index=begin))
     return rules
 

@@ -27,7 +27,8 @@ class Chooser(LogitsProcessor):  # type: ignore[misc] # transformers is not type
         """Begin with no token chosen; `limit` is the length at which generation stops."""
         self.logprobs = torch.zeros(rows, limit, device=device)  # [rows, steps]
         self._alive = torch.ones(rows, dtype=torch.bool, device=device)
-        self._end_of_text = end_of_text
+        self.chosen = torch.empty(0, dtype=torch.long)  # the last token of each row
+        self.end_of_text = end_of_text
         self._limit = limit
         self._step = 0
         self._temperature = 0.0
@@ -47,12 +48,11 @@ class Chooser(LogitsProcessor):  # type: ignore[misc] # transformers is not type
         """Choose, add this step to rows that have not ended, end of text included, and return what leads to it."""
         if input_ids.shape[1] >= self._limit:  # on a GPU, generate takes one step more and undoes it
             return scores
-        best, token = scores.max(dim=-1)
-        if self._temperature:
-            token = self._drawn(scores)
-            best = scores.gather(1, token[:, None])[:, 0]
-        self.logprobs[:, self._step] = torch.where(self._alive, best - scores.logsumexp(dim=-1), 0.0)
-        self._alive &= token != self._end_of_text
+        token = self._drawn(scores) if self._temperature else scores.argmax(dim=-1)
+        logprobs = scores.log_softmax(dim=-1).gather(1, token[:, None])[:, 0]
+        self.logprobs[:, self._step] = torch.where(self._alive, logprobs, 0.0)
+        self._alive &= token != self.end_of_text
+        self.chosen = token
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0) if self._temperature else scores
 

@@ -26,11 +26,11 @@ from run_transcription.engines.features import LogMel
 from run_transcription.engines.no_room import no_room_told
 from run_transcription.engines.rows import rank
 from run_transcription.engines.spans import frames_in, spans
-from run_transcription.errors import ModelNotLoaded, TranscriptionError
+from run_transcription.errors import ModelNotLoaded, Rejected, TranscriptionError
 from run_transcription.records import SAMPLE_RATE, Batch, Chunk, Decoding, ModelFacts, Row, Timing, Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from run_transcription.records import Samples
@@ -52,9 +52,12 @@ class CTranslate2Engine:
 
     def check(self, decoding: Decoding) -> Decoding:
         """Return it with its languages as codes; raise Rejected (unsupported_option) where this model can't so."""
-        if decoding.sequential:
-            raise self._abilities.refused("runs on CTranslate2: --sequential is of --engine torch alone")
+        if decoding.sequential or decoding.short_windows:
+            raise self._only_torch("--sequential" if decoding.sequential else "--short-windows")
         return self._abilities.check(decoding)
+
+    def _only_torch(self, option: str) -> Rejected:
+        return self._abilities.refused(f"runs on CTranslate2: {option} is of --engine torch alone")
 
     def transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         """Decode windows (each float32 [samples], at most one encoder window long): a row for each, in order.
@@ -65,10 +68,14 @@ class CTranslate2Engine:
         with no_room_told(f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size"):
             return self._transcribe(windows, self.check(decoding))
 
-    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:  # noqa: ARG002
+    def transcribe_sequentially(
+        self,
+        samples: Samples,  # noqa: ARG002
+        decoding: Decoding,  # noqa: ARG002
+        reached: Callable[[float], None],  # noqa: ARG002
+    ) -> tuple[tuple[Chunk, ...], Batch]:
         """Refuse: the long form is transformers' own."""
-        self.check(replace(decoding, sequential=True))
-        return ()
+        raise self._only_torch("--sequential")
 
     def _transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         marks = [hardware.now(self.facts.device)]

@@ -54,19 +54,26 @@ class LogMel:
         self._filters = torch.from_numpy(mel_filters(mels)).to(device)
         self._hann = torch.hann_window(FFT, device=device)
 
-    def __call__(self, windows: Sequence[Samples]) -> torch.Tensor:
+    def __call__(self, windows: Sequence[Samples], *, short: bool = False) -> torch.Tensor:
         """Return float32 features [windows, mels, frames], equal to WhisperFeatureExtractor's within 1e-4.
 
-        Samples are padded with zeros, which is silence; a zero among log-mel features would not be.
+        Samples are padded with zeros, which is silence; a zero among log-mel features would not be. `short` pads to the
+        longest window and a second more, in whole seconds, and not to a full one.
         """
-        spectrum = torch.stft(self._padded(windows), FFT, HOP, window=self._hann, return_complex=True)
+        length = min(self.samples, _whole_seconds(windows)) if short else self.samples
+        spectrum = torch.stft(self._padded(windows, length), FFT, HOP, window=self._hann, return_complex=True)
         power = spectrum[..., :-1].abs().square().contiguous()
         log = (self._filters @ power).clamp(min=1e-10).log10()
         loudest = log.amax(dim=(1, 2), keepdim=True)
         return (log.maximum(loudest - 8.0) + 4.0) / 4.0  # 80 dB of range, about -1 … 1.5
 
-    def _padded(self, windows: Sequence[Samples]) -> torch.Tensor:
-        batch = np.zeros((len(windows), self.samples), dtype=np.float32)
+    def _padded(self, windows: Sequence[Samples], length: int) -> torch.Tensor:
+        batch = np.zeros((len(windows), length), dtype=np.float32)
         for row, window in zip(batch, windows, strict=True):
             row[: len(window)] = window  # a longer window raises here: numpy's message names both lengths
         return torch.from_numpy(batch).to(self._filters.device)
+
+
+def _whole_seconds(windows: Sequence[Samples]) -> int:
+    """Return the samples of the whole seconds that hold the longest window and one second more."""
+    return SAMPLE_RATE * (-(-max(map(len, windows)) // SAMPLE_RATE) + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from run_transcription.batches import temperatures
 from run_transcription.records import SAMPLE_RATE, Chunk, Decoding, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from transformers import WhisperForConditionalGeneration
@@ -21,53 +22,68 @@ if TYPE_CHECKING:
     from run_transcription.records import Samples
 
 TOKEN_COMPRESSION_RATIO = 1.35  # transformers measures it on bytes of tokens, where openai's 2.4 is on text
+FRAME_SECONDS = 0.01
 SEED = 0
 
 # it says that what is asked for below sets what is asked for below, too
 logging.getLogger("transformers.models.whisper.generation_whisper").setLevel(logging.ERROR)
 
 
-def passed(
-    model: WhisperForConditionalGeneration,
-    samples: Samples,
-    decoding: Decoding,
-    chosen: Mapping[str, object],
-    suppressed: Sequence[int],
-) -> tuple[tuple[Chunk, Row], ...]:
-    """Decode float32 [samples] of any length; `chosen` is the prompt, its language and task, as `generate` takes them.
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole recording as `generate` takes it: features [1, mels, frames of 10 ms] and their mask; its seconds."""
 
-    Memory grows with the recording, since transformers keeps every score. The temperature of a segment and its
-    probability of no speech are not told by it: they are 0 here.
-    """
+    features: torch.Tensor
+    mask: torch.Tensor
+    seconds: float
+
+
+def whole(model: WhisperForConditionalGeneration, samples: Samples) -> Whole:
+    """Return float32 [samples] of any length as one recording for a model, on its device."""
     extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
     least = 2 * model.config.max_source_positions * extractor.hop_length
-    padded = _padded(samples, least)
     taken = extractor(
-        padded,
+        _padded(samples, least),
         sampling_rate=SAMPLE_RATE,
         truncation=False,
         padding="longest",
         return_attention_mask=True,
         return_tensors="pt",
     )
+    features, mask = taken.input_features.to(model.device, model.dtype), taken.attention_mask.to(model.device)
+    return Whole(features, mask, len(samples) / SAMPLE_RATE)
+
+
+def passed(
+    model: WhisperForConditionalGeneration,
+    recording: Whole,
+    decoding: Decoding,
+    chosen: Mapping[str, object],
+    reached: Callable[[float], None],
+) -> tuple[tuple[Chunk, Row], ...]:
+    """Decode a recording; `chosen` is the prompt, its language, its task and tokens never written, for `generate`.
+
+    Before each window `reached` is told the second where it begins. Memory grows with the recording, since transformers
+    keeps every score. The temperature of a segment and its probability of no speech are not told: they are 0 here.
+    """
     with torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(SEED)
         found = model.generate(
-            taken.input_features.to(model.device, model.dtype),
-            attention_mask=taken.attention_mask.to(model.device),
+            recording.features,
+            attention_mask=recording.mask,
+            monitor_progress=lambda frames: reached(frames[0, 0].item() * FRAME_SECONDS),
             **chosen,
             return_timestamps=True,
             return_segments=True,
             return_dict_in_generate=True,
             condition_on_prev_tokens=decoding.condition_on_previous_text,
-            suppress_tokens=[*suppressed],
             num_beams=1,
             temperature=tuple(temperatures(decoding)),
             compression_ratio_threshold=TOKEN_COMPRESSION_RATIO,
             logprob_threshold=decoding.logprob_threshold,
             no_speech_threshold=decoding.no_speech_threshold,
         )
-    return tuple(_passed(found["segments"][0], len(samples) / SAMPLE_RATE))
+    return tuple(_passed(found["segments"][0], recording.seconds))
 
 
 def _padded(samples: Samples, least: int) -> Samples:

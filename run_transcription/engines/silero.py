@@ -8,6 +8,7 @@ beside it as safetensors are those of an older version.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,9 @@ CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 State = tuple[torch.Tensor, torch.Tensor]
 
+# one for all recordings: in each thread, memory that torch has let go of would stay, some 20 kB for every recording
+_thread = ThreadPoolExecutor(1, "silero")
+
 
 class Silero:
     """Tells the probability of speech in each frame of one recording; a `vad.Detector`.
@@ -47,6 +51,9 @@ class Silero:
 
     def __call__(self, strips: Samples) -> Samples:
         """Return the probability of speech [strips, frames] in the next strips, float32 [strips, frames × 512]."""
+        return _thread.submit(self._hear, strips).result()
+
+    def _hear(self, strips: Samples) -> Samples:
         with torch.inference_mode():
             seen = [self._seen(torch.tensor(strips[i : i + AT_ONCE])) for i in range(0, len(strips), AT_ONCE)]
             found, self._state = self._network.remember(torch.cat(seen), self._state)

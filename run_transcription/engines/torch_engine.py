@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import LogitsProcessorList
 
-from run_transcription.engines import alignment, beam, hardware, long_form
+from run_transcription.engines import alignment, beam, greedy, hardware, long_form
 from run_transcription.engines.abilities import abilities
 from run_transcription.engines.choosing import Chooser
+from run_transcription.engines.encoder import encode
 from run_transcription.engines.features import LogMel
 from run_transcription.engines.no_room import no_room_told
 from run_transcription.engines.rows import beam_of, best, rows
@@ -21,7 +22,7 @@ from run_transcription.errors import TranscriptionError
 from run_transcription.records import Batch, Chunk, Decoding, ModelFacts, Row, Timing, Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import WhisperForConditionalGeneration
     from transformers.modeling_outputs import BaseModelOutput
@@ -61,33 +62,45 @@ class TorchEngine:
         with no_room_told(f"{len(windows)} windows at a time don't fit into memory: use a smaller --batch-size"):
             return self._transcribe(windows, self.check(decoding))
 
-    def transcribe_sequentially(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
+    def transcribe_sequentially(
+        self, samples: Samples, decoding: Decoding, reached: Callable[[float], None]
+    ) -> tuple[tuple[Chunk, ...], Batch]:
         """Decode float32 [samples] of any length by transformers' long form, in the language of its first window.
 
-        Raises OutOfMemory where the recording is too long for it.
+        `reached` is told at each window how many seconds are done. The timing counts the encoder to `generate`, which
+        runs it. Raises OutOfMemory where the recording is too long for it.
         """
         with no_room_told("the whole recording at once does not fit into memory: leave --sequential out"):
-            return self._passed(samples, self.check(decoding))
+            return self._passed(samples, self.check(decoding), reached)
 
-    def _passed(self, samples: Samples, decoding: Decoding) -> tuple[tuple[Chunk, Row], ...]:
+    def _passed(
+        self, samples: Samples, decoding: Decoding, reached: Callable[[float], None]
+    ) -> tuple[tuple[Chunk, ...], Batch]:
+        marks = [hardware.now(self._model.device.type)]
+        recording = long_form.whole(self._model, samples)
+        marks.append(hardware.now(self._model.device.type))
         with torch.inference_mode():
-            start = self._start(self._encoded([samples[: self._features.samples]]), decoding)
+            first = encode(self._model, self._features([samples[: self._features.samples]]))
+            start = self._start(first, decoding)
+        marks.append(hardware.now(self._model.device.type))
         language, probability = start.languages[0], start.probabilities[0]
         prompt = torch.tensor(self._abilities.prompt(decoding), device=self._model.device)
         chosen = self._chosen(language, decoding) | ({"prompt_ids": prompt} if len(prompt) else {})
-        found = long_form.passed(self._model, samples, decoding, chosen, self._abilities.never_written(decoding))
+        chosen["suppress_tokens"] = self._abilities.never_written(decoding)
+        found = long_form.passed(self._model, recording, decoding, chosen, reached)
         told = [replace(row, language=language, language_probability=probability) for _, row in found]
-        chunks = [chunk for chunk, _ in found]
+        chunks = tuple(chunk for chunk, _ in found)
         if decoding.aligned:
             told = self._aligned_anew(samples, chunks, told, decoding)
-        return tuple(zip(chunks, told, strict=True))
+        marks.append(hardware.now(self._model.device.type))
+        return chunks, Batch(tuple(told), self._spent(marks))
 
     def _transcribe(self, windows: Sequence[Samples], decoding: Decoding) -> Batch:
         with torch.inference_mode():
             marks = [hardware.now(self._model.device.type)]
-            features = self._features(windows).to(self._model.dtype)
+            features = self._features(windows, short=decoding.short_windows)
             marks.append(hardware.now(self._model.device.type))
-            encoded = self._model.model.encoder(features)
+            encoded = encode(self._model, features)
             start = self._start(encoded, decoding)
             marks.append(hardware.now(self._model.device.type))
             if decoding.beam_size > 1 and not decoding.temperature:
@@ -98,12 +111,13 @@ class TorchEngine:
             if decoding.aligned:
                 found = self._aligned(encoded, found, windows, decoding)
             marks.append(hardware.now(self._model.device.type))
-        spent = [after - before for before, after in itertools.pairwise(marks)]
-        timing = Timing(features=spent[0], encode=spent[1], generate=spent[2], wall=marks[-1] - marks[0])
-        return Batch(tuple(found), timing)
+        return Batch(tuple(found), self._spent(marks))
 
-    def _encoded(self, windows: Sequence[Samples]) -> BaseModelOutput:
-        return self._model.model.encoder(self._features(windows).to(self._model.dtype))
+    @staticmethod
+    def _spent(marks: Sequence[float]) -> Timing:
+        """Return the seconds from mark to mark: the features', the encoder's, the decoder's."""
+        features, encode, generate = (after - before for before, after in itertools.pairwise(marks))
+        return Timing(features=features, encode=encode, generate=generate, wall=marks[-1] - marks[0])
 
     def _start(self, encoded: BaseModelOutput, decoding: Decoding) -> Start:
         """Take one decoder step on <|startoftranscript|>: it tells the languages and the probability of no speech."""
@@ -124,9 +138,27 @@ class TorchEngine:
         chooser = Chooser(len(languages), self.tokenizer.end_of_text, limit, self._model.device)
         chooser.heat(decoding.temperature, windows, candidates)
         prompts = self._prompts(languages, decoding)
-        before = prompts[0, : len(self._abilities.prompt(decoding))]
-        ids = self._model.generate(
-            encoder_outputs=type(encoded)(last_hidden_state=states),
+        heard_states = type(encoded)(last_hidden_state=states)
+        if greedy.applies(self._model):
+            rules = beam.processors(self._model, self._abilities.never_written(decoding), prompts.shape[1])
+            ids = greedy.decode(self._model, heard_states, prompts, rules, chooser)
+        else:
+            ids = self._by_generate(heard_states, languages, decoding, chooser)
+        logprobs = chooser.logprobs.tolist()
+        self._refuse_nan([sum(row) for row in logprobs])
+        found = [
+            beam_of(row[prompts.shape[1] :], self.tokenizer.end_of_text, each)
+            for row, each in zip(ids.tolist(), logprobs, strict=True)
+        ]
+        return best(found, candidates, decoding.length_penalty)
+
+    def _by_generate(
+        self, encoded: BaseModelOutput, languages: list[str], decoding: Decoding, chooser: Chooser
+    ) -> torch.Tensor:
+        """Let transformers decode: the reference, and the way that any device and attention take."""
+        before = torch.tensor(self._abilities.prompt(decoding), device=self._model.device)
+        ids: torch.Tensor = self._model.generate(
+            encoder_outputs=encoded,
             **self._chosen(languages, decoding),
             **({"prompt_ids": before} if len(before) else {}),
             num_beams=1,
@@ -135,16 +167,10 @@ class TorchEngine:
             return_timestamps=True,
             force_unique_generate_call=True,
             suppress_tokens=self._abilities.never_written(decoding),
-            max_length=limit,
+            max_length=self._model.config.max_target_positions,
             logits_processor=LogitsProcessorList([chooser]),
         )
-        logprobs = chooser.logprobs.tolist()
-        self._refuse_nan([sum(row) for row in logprobs])
-        found = [
-            beam_of(row[prompts.shape[1] :], self.tokenizer.end_of_text, each)
-            for row, each in zip(ids.tolist(), logprobs, strict=True)
-        ]
-        return best(found, candidates, decoding.length_penalty)
+        return ids
 
     def _searched(self, encoded: BaseModelOutput, languages: Sequence[str], decoding: Decoding) -> list[Beam]:
         """Decode with several beams."""
@@ -179,7 +205,8 @@ class TorchEngine:
             part = slice(first, first + decoding.batch_size)
             windows = [samples[chunk.start : chunk.end][: self._features.samples] for chunk in chunks[part]]
             with torch.inference_mode():
-                done += self._aligned(self._encoded(windows), found[part], windows, decoding)
+                encoded = encode(self._model, self._features(windows))
+                done += self._aligned(encoded, found[part], windows, decoding)
         return done
 
     def _prompts(self, languages: Sequence[str], decoding: Decoding) -> torch.Tensor:

@@ -198,26 +198,27 @@ def run(plan: Plan, folder: Path, name: str) -> Counts:
     """Carry out a plan on the emulator that the environment points to; the logs stay in the folder."""
     counts = Counts(plan.seed, plan.recordings)
     paths = speech.make(folder / "speech", plan.recordings, plan.seed)
-    wanted = speech.undisturbed(folder / "speech", folder / "undisturbed", folder / "home")
     stack = make_stack(name, VISIBILITY)
     began = time.monotonic()
-    with ExitStack() as closing:
-        proxy = closing.enter_context(proxied(urlsplit(os.environ["AWS_ENDPOINT_URL"]).port, plan.share, plan.seed))
-        mounted = closing.enter_context(small_disk(folder / "small"))
-        if not mounted:
-            counts.not_struck["disk full: no tmpfs may be mounted here"] += 1
-        counts.messages = upload(stack, paths, plan.seed, folder)
-        workers = []
-        for number in range(plan.workers):
-            server = closing.enter_context(metadata())
-            variables = variables_of(folder, number, proxy, server, small=mounted and number == 0)
-            workers.append(Worker(number, command_of(stack), variables, folder, server))
-            closing.callback(workers[-1].end)
-        strike(plan, counts, workers, stack, mounted=mounted, deadline=began + plan.most_seconds)
-        counts.starts = sum(worker.starts for worker in workers)
-        counts.s3_faults = Counter(proxy.injected)
-    counts.seconds = time.monotonic() - began
-    judge(counts, stack, wanted)
+    with speech.undisturbed(folder / "speech", folder / "undisturbed", folder / "home") as wanted:
+        with ExitStack() as closing:
+            port = urlsplit(os.environ["AWS_ENDPOINT_URL"]).port
+            proxy = closing.enter_context(proxied(port, plan.share, plan.seed))
+            mounted = closing.enter_context(small_disk(folder / "small"))
+            if not mounted:
+                counts.not_struck["disk full: no tmpfs may be mounted here"] += 1
+            counts.messages = upload(stack, paths, plan.seed, folder)
+            workers = []
+            for number in range(plan.workers):
+                server = closing.enter_context(metadata())
+                variables = variables_of(folder, number, proxy, server, small=mounted and number == 0)
+                workers.append(Worker(number, command_of(stack), variables, folder, server))
+                closing.callback(workers[-1].end)
+            strike(plan, counts, workers, stack, mounted=mounted, deadline=began + plan.most_seconds)
+            counts.starts = sum(worker.starts for worker in workers)
+            counts.s3_faults = Counter(proxy.injected)
+        counts.seconds = time.monotonic() - began
+        judge(counts, stack, wanted())
     return counts
 
 

@@ -8,6 +8,8 @@ import random
 import subprocess
 import sys
 import wave
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +56,21 @@ def key(number: int) -> str:
     return f"uploads/{ODD[number % len(ODD)]}/{number:04d}.wav"
 
 
-def undisturbed(folder: Path, out: Path, home: Path) -> dict[str, str]:
-    """Return what one undisturbed run of the program makes of a folder's recordings, by name."""
+@contextmanager
+def undisturbed(folder: Path, out: Path, home: Path) -> Iterator[Callable[[], dict[str, str]]]:
+    """Run the program once over a folder's recordings, undisturbed; the function waits for the texts, by name."""
     command = [sys.executable, "-m", "run_transcription", "transcribe", str(folder), "-o", str(out), "-f", "json"]
     command += ["--model", "demo", "--dtype", "float32", "--batch-size", "1"]
     environment = os.environ | {"TRANSCRIBE_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    return {path.stem: json.loads(path.read_text())["text"] for path in out.glob("*.json")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def texts() -> dict[str, str]:
+        if process.wait():
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return {path.stem: json.loads(path.read_text())["text"] for path in out.glob("*.json")}
+
+    try:
+        yield texts
+    finally:
+        process.kill()
+        process.wait()
