@@ -276,9 +276,7 @@ def _with(function: Function, decorators: Sequence[Callable[[Function], Function
 
 _MODEL_OPTIONS = (
     click.option(
-        "--model",
-        help="Hugging Face id, local folder, or `demo`.",
-        show_default=f"the image's model, else {DEFAULT_MODEL}",
+        "--model", help="Hugging Face id, folder, or `demo`.", show_default=f"the image's model, else {DEFAULT_MODEL}"
     ),
     click.option("--revision", help="Commit, tag or branch of a Hugging Face model."),
     click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="Where the model runs."),

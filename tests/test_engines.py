@@ -166,13 +166,14 @@ def forced(folder, window, row):
     from transformers.modeling_outputs import BaseModelOutput
 
     from run_transcription.engines import beam
+    from run_transcription.engines.encoder import encode
 
     engine = optimized_loader.load(spec_of("torch", folder.parent / "home", folder)).engine
     prompt = engine._prompts(["en"], ENGLISH)
     ids = torch.cat([prompt, torch.tensor([[*row.tokens, engine.tokenizer.end_of_text]])], dim=1)
     rules = beam.processors(engine._model, engine._abilities.never_written(ENGLISH), prompt.shape[1])
     with torch.inference_mode():
-        encoded = engine._encoded([window])
+        encoded = encode(engine._model, engine._features([window]))
         assert isinstance(encoded, BaseModelOutput)
         last = ids[:, : engine._abilities.longest]
         logits = engine._model(encoder_outputs=encoded, decoder_input_ids=last).logits[0].float()
@@ -232,7 +233,7 @@ def test_a_text_without_words_has_times(tiny):
 def test_no_room_is_said(tiny, error, monkeypatch):
     """Where memory runs out each engine raises the same error, at which the batch is halved."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(tiny, "_features", fail)
