@@ -6,6 +6,7 @@ import sys
 import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from run_transcription import vad
+from run_transcription.engines import silero
 from run_transcription.engines.silero import Silero
 from run_transcription.hearing import Region
 from run_transcription.records import SAMPLE_RATE
@@ -151,3 +153,17 @@ def test_a_missing_package_is_said(monkeypatch):
     silero._network.cache_clear()
     with pytest.raises(TranscriptionError, match="silero-vad is not installed: install it, or use --no-vad"):
         Silero()
+
+
+def test_listening_takes_one_core_and_leaves_the_others_alone(monkeypatch):
+    """Its steps are too small for two; whoever else calculates, now or later, has as many as before."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(silero, "_thread", cache(silero._thread.__wrapped__))
+    torch.set_num_threads(2)
+    try:
+        Silero()(np.zeros((2, 4 * vad.FRAME), np.float32))
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 2
+        assert silero._thread().submit(torch.get_num_threads).result() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -33,9 +33,6 @@ CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 State = tuple[torch.Tensor, torch.Tensor]
 
-# one for all recordings: in each thread, memory that torch has let go of would stay, some 20 kB for every recording
-_thread = ThreadPoolExecutor(1, "silero")
-
 
 class Silero:
     """Tells the probability of speech in each frame of one recording; a `vad.Detector`.
@@ -51,7 +48,7 @@ class Silero:
 
     def __call__(self, strips: Samples) -> Samples:
         """Return the probability of speech [strips, frames] in the next strips, float32 [strips, frames × 512]."""
-        return _thread.submit(self._hear, strips).result()
+        return _thread().submit(self._hear, strips).result()
 
     def _hear(self, strips: Samples) -> Samples:
         with torch.inference_mode():
@@ -95,6 +92,20 @@ class _Network:
         """Return the probability of speech [frames] after what was seen, and what is remembered of it."""
         remembered, state = self._memory(seen, state)
         return functional.linear(remembered.relu(), *self._last).sigmoid()[:, 0], state
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    """Return the thread that listens, one for all recordings, in which torch uses one core.
+
+    In each other thread memory that torch has let go of would stay, some 20 kB for every recording; and steps as small
+    as these take three times as long on two cores.
+    """
+    threads, alone = torch.get_num_threads(), ThreadPoolExecutor(1, "silero")
+    alone.submit(torch.get_num_threads).result()  # at its first use a thread takes the number that was set last …
+    alone.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(threads)  # … so that threads made later take this one again
+    return alone
 
 
 @cache
