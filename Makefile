@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+PROCESSES ?= 2
 BENCH_ARGS ?=
 BAKE_ARGS ?=
 DRY_RUN ?=
@@ -37,8 +38,8 @@ ami: setup ## bake the machine image; DRY_RUN=1 validates and needs no credentia
 deploy: setup ## make or change the stack on AWS; DEPLOY_ARGS="--max-workers 10 --dry-run"
 	@$(BIN)/run-transcription deploy $(DEPLOY_ARGS)
 
-test: setup $(if $(filter true,$(CI)),tools) ## run all tests; PYTEST_ARGS="-k audio" chooses
-	@$(BIN)/python -m pytest --numprocesses $(or $(PROCESSES),2) --dist loadfile $(PYTEST_ARGS)
+test: setup $(if $(filter true,$(CI)),tools) ## run all tests; PYTEST_ARGS="-k audio" chooses, PROCESSES=0 is for a debugger
+	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup ## ruff, mypy --strict, import layers, shellcheck
 	@$(BIN)/ruff check
